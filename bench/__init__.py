@@ -1,0 +1,1 @@
+"""The sink that plays the mailbox providers, and measurements against it."""

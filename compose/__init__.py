@@ -1,0 +1,1 @@
+"""What we say: a campaign compiled once, then message bytes per recipient."""

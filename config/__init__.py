@@ -1,0 +1,1 @@
+"""Process settings, read once at start, and rule files that are data."""

@@ -1,0 +1,112 @@
+"""Settings: what one process needs to know before it starts, as frozen Structs with units in the names.
+
+Read once by `config.load`; every field has a default that works on one machine. `sluice.example.toml` shows each with
+its default (a test compares the two). Anything that changes while running (delivery servers, campaigns) is not here.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Node(_Section):
+    """This machine."""
+
+    name: str = ""  # empty: the host name
+    state_directory: str = ""  # empty: /var/lib/sluice as root, else $XDG_STATE_HOME/sluice
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Database(_Section):
+    """PostgreSQL 14 or newer. `embedded:` runs a private server under the state directory."""
+
+    url: str = "embedded:"
+    pool_size: int = 10
+    command_timeout_seconds: float = 30.0
+
+
+class Redis(_Section):
+    """Redis 6.2 / Valkey 7.2 or newer. `embedded:` runs a private server under the state directory."""
+
+    url: str = "embedded:"
+    timeout_seconds: float = 5.0
+
+
+class Secrets(_Section):
+    """The key all tokens and sealed passwords hang on; every node of a fleet needs the same one."""
+
+    key_file: str = ""  # empty: secret.key in the state directory, made on first start
+    key: str = ""  # 64 hex digits; better set by SLUICE_SECRETS__KEY than written in a file
+
+
+class Engine(_Section):
+    """The sending processes."""
+
+    processes: int = 0  # 0: one per core
+    batch_recipients: int = 500
+    queue_low_batches: int = 8  # per campaign in Redis: below this the feeder announces more ...
+    queue_high_batches: int = 32  # ... up to this
+    held_batches: int = 4  # per delivery server and engine
+    lease_seconds: float = 30.0
+    lease_margin_seconds: float = 5.0
+    drain_timeout_seconds: float = 30.0
+    metrics_port: int = 0  # first engine's port, the next ones count up; 0: none
+
+
+class Journal(_Section):
+    """The append-only journal on local disk."""
+
+    directory: str = ""  # empty: journal/ in the state directory
+    segment_bytes: int = 64 * 1024 * 1024
+    fsync_interval_seconds: float = 0.1
+    ledger_interval_seconds: float = 0.2
+    disk_budget_bytes: int = 4 * 1024 * 1024 * 1024
+
+
+class Accounting(_Section):
+    """PowerMTA-style accounting files `<stem>-YYYY-MM-DD-NNNN.csv`."""
+
+    path: str = ""  # empty: accounting/acct.csv in the state directory
+    records: tuple[Literal["d", "b", "t"], ...] = ("d", "b", "t")
+    max_size_bytes: int = 250 * 1024 * 1024
+    flush_interval_seconds: float = 1.0
+
+
+class Control(_Section):
+    """The API and the console."""
+
+    host: str = "127.0.0.1"
+    port: int = 8025
+    max_body_bytes: int = 4 * 1024 * 1024  # imports are streamed and not limited by it
+    admin_key: str = ""  # set by SLUICE_CONTROL__ADMIN_KEY; empty: made on first start, kept in admin.key
+
+
+class Inbound(_Section):
+    """What the world sends back."""
+
+    smtp_host: str = "127.0.0.1"
+    smtp_port: int = 2525
+    http_host: str = "127.0.0.1"
+    http_port: int = 8080
+    public_url: str = "http://127.0.0.1:8080"  # how recipients reach the web side; a link domain of a delivery server replaces its host
+    relay_domains: tuple[str, ...] = ()  # besides the MFROM domains of the delivery servers
+    max_message_bytes: int = 10 * 1024 * 1024
+    max_connections: int = 500
+
+
+class Settings(_Section):
+    """All of them."""
+
+    node: Node = Node()
+    database: Database = Database()
+    redis: Redis = Redis()
+    secrets: Secrets = Secrets()
+    engine: Engine = Engine()
+    journal: Journal = Journal()
+    accounting: Accounting = Accounting()
+    control: Control = Control()
+    inbound: Inbound = Inbound()

@@ -1,0 +1,1 @@
+"""The Litestar API, the console and the `sluice` command."""

@@ -1,0 +1,1 @@
+"""The shared words and rules: no I/O, no clock, no randomness."""

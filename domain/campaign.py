@@ -1,0 +1,87 @@
+"""Campaign, Recipient, Batch and Lease: what moves from PostgreSQL through Redis to an engine."""
+
+import msgspec
+
+from domain import states
+
+
+class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
+    """What one campaign says and to whose name it is said; everything `compose` needs besides the recipient.
+
+    `version` changes whenever any of it does, so a compiled campaign can be kept by (id, version).
+    """
+
+    id: int
+    version: int
+    user_id: int
+    list_id: int
+    name: str
+    subject: str
+    from_name: str
+    from_email: str
+    reply_to: str
+    html: str
+    text: str
+    list_name: str
+    list_sender_email: str
+    list_sender_name: str
+    delivery_server_id: int
+    queued_at: float  # POSIX seconds: when it was started; `timeQueued` of its accounting records
+
+
+class Recipient(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One numbered recipient of one campaign, with its merge data as it stood when the campaign was started."""
+
+    number: int  # 1..n within the campaign
+    subscriber_id: int
+    email: str
+    data: bytes  # a JSON object: custom field name -> value; decoded only by what needs it
+
+
+class Batch(msgspec.Struct, array_like=True, gc=False):
+    """Recipients moved together through Redis as one packed value. Its identity is (campaign_id, batch).
+
+    `positions[i]` is the bit of `recipients[i]` in the batch row's progress bitmap.
+    """
+
+    campaign_id: int
+    batch: int
+    attempt: int  # 1 for the first try at these recipients
+    delivery_server_id: int
+    composed_at: float  # POSIX seconds, fixed when the batch was first announced: the Date of its messages
+    first_attempt_at: float  # POSIX seconds, 0.0 on the first attempt
+    positions: list[int]
+    recipients: list[Recipient]
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """One engine's right to send one batch, granted by PostgreSQL. `until` is on the holder's monotonic clock (R4)."""
+
+    campaign_id: int
+    batch: int
+    epoch: int
+    until: float
+    done: bytes  # progress bitmap at the time of the grant, most significant bit first
+
+
+class CampaignTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Progress of one campaign in recipients (`deferrals` and `uncertain` count attempts)."""
+
+    recipients: int = 0
+    delivered: int = 0
+    bounced: int = 0
+    expired: int = 0
+    suppressed: int = 0
+    cancelled: int = 0
+    deferrals: int = 0
+    uncertain: int = 0
+
+    @property
+    def queued(self) -> int:
+        """Recipients without a terminal record."""
+        return self.recipients - self.delivered - self.bounced - self.expired - self.suppressed - self.cancelled
+
+
+def is_finished(state: str) -> bool:
+    """Tell whether nothing more can happen to a campaign in this state."""
+    return not states.NEXT_CAMPAIGN_STATES[state]

@@ -1,0 +1,59 @@
+"""DeliveryServer and EgressConfig: the configured ways out, as one versioned snapshot."""
+
+from typing import Literal
+
+import msgspec
+
+Security = Literal["none", "starttls", "tls"]
+OnUncertain = Literal["retry", "assume_delivered", "fail"]
+
+
+class DeliveryServerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of one delivery server, over all engines together. A missing key takes the default; an unknown key is an error."""
+
+    max_connections: int = 10
+    max_messages_per_second: float = 0.0  # 0 = no limit
+    max_messages_per_connection: int = 0  # 0 = no limit
+    pipelining: bool = True  # False: lock-step even where the server offers PIPELINING
+    chunking: bool = True  # False: DATA even where the server offers CHUNKING
+    bdat_window: int = 4  # messages in flight per connection with CHUNKING = the duplicate window (P3)
+    final_dot_timeout_seconds: float = 600.0  # RFC 5321 §4.5.3.2.6; at least 60
+    command_timeout_seconds: float = 300.0  # RFC 5321 §4.5.3.2
+    retry_schedule_seconds: tuple[float, ...] = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)  # the last repeats
+    max_age_seconds: float = 4.5 * 86400.0  # from the first attempt; older is expired
+    on_uncertain: OnUncertain = "retry"
+
+
+class DeliveryServer(msgspec.Struct, frozen=True, kw_only=True):
+    """A configured way out: a relay host with its credentials, domains and limits (requirements 8-22)."""
+
+    id: int
+    user_id: int
+    name: str
+    host: str
+    port: int = 25
+    security: Security = "none"
+    connect_timeout_seconds: float = 10.0
+    username: str = ""
+    password_sealed: bytes = b""  # AES-256-GCM (S11); opened by `config.keys.Keyring.open`
+    link_domain: str = ""
+    open_domain: str = ""
+    mfrom: str = ""  # a domain: signed return paths below it; an address: exactly that address
+    enforced_from: str = ""
+    use_list_sender_as_mfrom: bool = False
+    use_list_sender_as_from: bool = False
+    limits: DeliveryServerLimits = DeliveryServerLimits()
+    enabled: bool = True
+    version: int = 1
+
+    @property
+    def mfrom_domain(self) -> str:
+        """The domain of the return path, whichever way `mfrom` is written."""
+        return self.mfrom.rpartition("@")[2]
+
+
+class EgressConfig(msgspec.Struct, frozen=True):
+    """Every delivery server at one version; an engine swaps the whole snapshot."""
+
+    version: int
+    servers: dict[int, DeliveryServer]

@@ -1,0 +1,1 @@
+"""Leases batches, schedules, connects and sends."""

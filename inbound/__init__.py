@@ -1,0 +1,1 @@
+"""What the world sends back: mail to our return paths, clicks and unsubscribes."""
