@@ -1,0 +1,62 @@
+"""The queue of announced batches in Redis. It announces; `store.leases` grants (keys: `redis_keys`)."""
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+import redis.asyncio
+import redis.exceptions
+
+from domain.campaign import Batch
+from store import redis_keys
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Batch).decode
+
+RedisError = redis.exceptions.RedisError
+
+
+def connect(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
+    """A client whose every command is bounded by `timeout_seconds`; nothing is connected before the first command."""
+    return redis.asyncio.Redis.from_url(
+        url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, health_check_interval=30
+    )
+
+
+async def length(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str) -> int:
+    """How many batches are announced and not taken."""
+    return int(await client.llen(redis_keys.queue(delivery_server_id, priority_class)))
+
+
+async def push(client: redis.asyncio.Redis, priority_class: str, batches: Sequence[Batch]) -> None:
+    """Announce batches of one delivery server, in order."""
+    if batches:
+        await client.rpush(redis_keys.queue(batches[0].delivery_server_id, priority_class), *map(_encode, batches))
+
+
+async def take(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str, count: int) -> tuple[list[Batch], int]:
+    """Take up to `count` announced batches. Returns them and how many values were no batch (foreign or cut off: dropped)."""
+    values = await client.lpop(redis_keys.queue(delivery_server_id, priority_class), count)
+    batches: list[Batch] = []
+    unreadable = 0
+    for value in values or ():
+        try:
+            batches.append(_decode(value))
+        except msgspec.MsgspecError:
+            unreadable += 1
+    return batches, unreadable
+
+
+async def was_wiped(client: redis.asyncio.Redis) -> bool:
+    """Tell whether Redis has lost everything since the last `mark`."""
+    return not await client.exists(redis_keys.GENERATION)
+
+
+async def mark(client: redis.asyncio.Redis) -> None:
+    """Leave the sign whose absence `was_wiped` reads as a wipe."""
+    await client.set(redis_keys.GENERATION, secrets.token_hex(8))
+
+
+async def publish_change(client: redis.asyncio.Redis, what: str) -> None:
+    """Tell every engine at once that `what` (campaigns, egress, suppressions) changed; they also look by themselves every second."""
+    await client.publish(redis_keys.CHANGES, what)

@@ -1,0 +1,269 @@
+"""The feeder's queries: numbering a campaign's recipients, what to announce next, retries that are due, cancelling, completing.
+
+Only the feeder that holds `FEEDER_LOCK` runs them, so no two engines announce the same thing. Each is safe to repeat after
+a crash at any point. A batch goes pending -> queued -> settled; every recovery (Redis wiped, lease ended, batch handed back)
+is the one step queued -> pending, and announcing is the one way out of it.
+"""
+
+from datetime import datetime
+
+import asyncpg
+import msgspec
+from asyncpg import BitString
+
+from domain import states
+from domain.campaign import Recipient
+
+FEEDER_LOCK = 0x51C1CE01  # pg advisory lock: who holds it is the feeder
+_PREPARE_TIMEOUT_SECONDS = 3600.0
+_CANCEL_BATCHES_AT_ONCE = 100
+
+
+class ActiveCampaign(msgspec.Struct, frozen=True):
+    """A campaign that still needs the feeder."""
+
+    id: int
+    state: str
+    delivery_server_id: int
+    mail_class: str
+    prepared: bool
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """A batch that has just been marked as announced and now has to be pushed."""
+
+    campaign_id: int
+    batch: int
+    attempt: int
+    first_number: int
+    last_number: int
+    numbers: list[int] | None
+    queued_at: datetime
+    first_attempt_at: datetime | None
+    done: BitString
+
+
+async def try_to_lead(conn: asyncpg.Connection) -> bool:
+    """Become the feeder, for as long as `conn` lives. False: another engine is."""
+    return bool(await conn.fetchval("select pg_try_advisory_lock($1)", FEEDER_LOCK))
+
+
+async def active_campaigns(conn: asyncpg.Connection) -> list[ActiveCampaign]:
+    """Every campaign that is not a draft and not finished, oldest first."""
+    rows = await conn.fetch(
+        "select id, state, delivery_server_id, mail_class, prepared_at is not null as prepared from campaigns "
+        "where state in ('preparing', 'running', 'paused', 'cancelling') order by id"
+    )
+    return [ActiveCampaign(*row) for row in rows]
+
+
+async def prepare(conn: asyncpg.Connection, campaign_id: int, batch_recipients: int) -> int:
+    """Number the recipients of a started campaign and cut them into batches, in one transaction. Returns their number.
+
+    The partitions are filled before they are attached: the parents are locked for a moment only, and the indexes are built
+    once instead of being kept up row by row. Whatever state the campaign got meanwhile (paused, cancelling) is kept.
+    """
+    tables = {name: f"{name}_c{int(campaign_id)}" for name in ("recipients", "batches", "retries", "accounting")}
+    timeout = _PREPARE_TIMEOUT_SECONDS
+    async with conn.transaction():
+        if await conn.fetchval("select prepared_at is not null from campaigns where id = $1", campaign_id):
+            return 0
+        for name, table in tables.items():
+            await conn.execute(f"create table {table} (like {name} including defaults)")
+            # with this check the attachment below needs no scan of the rows
+            await conn.execute(f"alter table {table} add constraint {table}_only check (campaign_id = {int(campaign_id)})")
+        inserted = await conn.execute(
+            f"insert into {tables['recipients']} "
+            "select $1, row_number() over (order by s.id), s.id, s.email, s.data from subscribers s, campaigns c "
+            "where c.id = $1 and s.list_id = c.list_id and s.state = 'subscribed' order by s.id",
+            campaign_id,
+            timeout=timeout,
+        )
+        count = int(inserted.rpartition(" ")[2])
+        batches = -(-count // batch_recipients)
+        await conn.execute(
+            f"insert into {tables['batches']} (campaign_id, batch, first_number, last_number, done) "
+            "select $1, n + 1, n * $2 + 1, least((n + 1) * $2, $3), repeat('0', (least((n + 1) * $2, $3) - n * $2)::int)::varbit "
+            "from generate_series(0, $4::int - 1) n",
+            campaign_id,
+            batch_recipients,
+            count,
+            batches,
+            timeout=timeout,
+        )
+        # batches are updated in place: room on each page keeps those updates off the indexes
+        await conn.execute(f"alter table {tables['batches']} set (fillfactor = 50)")
+        for name, table in tables.items():
+            await conn.execute(f"alter table {name} attach partition {table} for values in ({int(campaign_id)})", timeout=timeout)
+            await conn.execute(f"alter table {table} drop constraint {table}_only")
+        await conn.execute(
+            "update campaigns set recipients = $2, batches = $3, prepared_at = now(), "
+            "state = case when state = 'preparing' then 'running' else state end where id = $1",
+            campaign_id,
+            count,
+            batches,
+        )
+    for table in (tables["recipients"], tables["batches"]):
+        await conn.execute(f"analyze {table}", timeout=timeout)
+    return count
+
+
+async def announce(conn: asyncpg.Connection, campaign_id: int, limit: int) -> list[Announcement]:
+    """Mark up to `limit` pending batches of a running campaign as announced, lowest first, and return them for pushing."""
+    rows = await conn.fetch(
+        "update batches b set state = 'queued', queued_at = coalesce(b.queued_at, now()), announced_at = now() "
+        "from (select campaign_id, batch from batches where campaign_id = $1 and state = 'pending' order by batch limit $2) p "
+        "where b.campaign_id = $1 and b.batch = p.batch and b.state = 'pending' "
+        "returning b.campaign_id, b.batch, b.attempt, b.first_number, b.last_number, b.numbers, b.queued_at, "
+        "b.first_attempt_at, b.done",
+        campaign_id,
+        limit,
+    )
+    return sorted((Announcement(*row) for row in rows), key=lambda announcement: announcement.batch)
+
+
+async def recipients_of(conn: asyncpg.Connection, announcement: Announcement) -> tuple[list[int], list[Recipient]]:
+    """Read the recipients of a batch that have no outcome yet, each with its position in the progress bitmap."""
+    if announcement.numbers is None:
+        rows = await conn.fetch(
+            "select number, subscriber_id, email, data from recipients where campaign_id = $1 and number between $2 and $3 "
+            "order by number",
+            announcement.campaign_id,
+            announcement.first_number,
+            announcement.last_number,
+        )
+        position_of = {number: i for i, number in enumerate(range(announcement.first_number, announcement.last_number + 1))}
+    else:
+        rows = await conn.fetch(
+            "select number, subscriber_id, email, data from recipients where campaign_id = $1 and number = any($2) order by number",
+            announcement.campaign_id,
+            announcement.numbers,
+        )
+        position_of = {number: i for i, number in enumerate(announcement.numbers)}
+    done = announcement.done.bytes
+    positions: list[int] = []
+    recipients: list[Recipient] = []
+    for number, subscriber_id, email, data in rows:
+        position = position_of[number]
+        if not done[position >> 3] & (0x80 >> (position & 7)):
+            positions.append(position)
+            recipients.append(Recipient(number, subscriber_id, email, data.encode()))
+    return positions, recipients
+
+
+async def call_back_ended_leases(conn: asyncpg.Connection, campaign_id: int) -> int:
+    """Make batches pending again whose lease has ended without being extended: their engine is gone or cut off."""
+    done = await conn.execute(
+        "update batches set state = 'pending', owner = null, lease_until = null "
+        "where campaign_id = $1 and state = 'queued' and lease_until < now()",
+        campaign_id,
+    )
+    return int(done.rpartition(" ")[2])
+
+
+async def call_back_announced(conn: asyncpg.Connection, campaign_id: int, older_than_seconds: float) -> int:
+    """Make batches pending again that were announced but never leased: Redis lost them, or an engine died with them in hand."""
+    done = await conn.execute(
+        "update batches set state = 'pending' where campaign_id = $1 and state = 'queued' and owner is null "
+        "and announced_at <= now() - make_interval(secs => $2)",
+        campaign_id,
+        older_than_seconds,
+    )
+    return int(done.rpartition(" ")[2])
+
+
+async def batch_due_retries(conn: asyncpg.Connection, campaign_id: int, batch_recipients: int) -> int:
+    """Move deferred recipients whose time has come into new pending batches, one per attempt number. Returns how many."""
+    async with conn.transaction():
+        rows = await conn.fetch(
+            "delete from retries where campaign_id = $1 and number in "
+            "(select number from retries where campaign_id = $1 and due_at <= now() order by due_at limit $2) "
+            "returning number, attempt, first_attempt_at",
+            campaign_id,
+            batch_recipients,
+        )
+        if not rows:
+            return 0
+        groups: dict[int, list[tuple[int, datetime]]] = {}
+        for number, attempt, first_attempt_at in rows:
+            groups.setdefault(attempt, []).append((number, first_attempt_at))
+        last = await conn.fetchval("update campaigns set batches = batches + $2 where id = $1 returning batches", campaign_id, len(groups))
+        for offset, (attempt, members) in enumerate(sorted(groups.items())):
+            numbers = sorted(number for number, _ in members)
+            await conn.execute(
+                "insert into batches (campaign_id, batch, attempt, first_number, last_number, numbers, first_attempt_at, done) "
+                "values ($1, $2, $3, $4, $5, $6, $7, $8)",
+                campaign_id,
+                last - offset,
+                attempt,
+                numbers[0],
+                numbers[-1],
+                numbers,
+                min(first for _, first in members),
+                BitString.frombytes(bytes(-(-len(numbers) // 8)), len(numbers)),
+            )
+        return len(rows)
+
+
+async def cancel_some(conn: asyncpg.Connection, campaign_id: int) -> bool:
+    """Record as cancelled what nobody holds a lease on, some batches at a time. True: there may be more.
+
+    The recipients of leased batches follow when their engine has handed the batch back or its lease has ended.
+    """
+    async with conn.transaction():
+        batches = await conn.fetch(
+            "select batch from batches where campaign_id = $1 and state <> 'settled' and (owner is null or lease_until < now()) "
+            "order by batch limit $2 for update",
+            campaign_id,
+            _CANCEL_BATCHES_AT_ONCE,
+        )
+        numbers = [row["batch"] for row in batches]
+        ended = await conn.fetchval(
+            "with gone as ("
+            "  select r.number, b.attempt, b.batch, r.email from batches b "
+            "  cross join lateral (select m.number, m.ordinality from unnest(coalesce(b.numbers, "
+            "    array(select generate_series(b.first_number, b.last_number)))) with ordinality as m(number, ordinality)) m "
+            "  join recipients r on r.campaign_id = $1 and r.number = m.number "
+            "  where b.campaign_id = $1 and b.batch = any($2) and get_bit(b.done, (m.ordinality - 1)::int) = 0 "
+            "), retried as (delete from retries where campaign_id = $1 and $3 returning number, attempt), ended as ("
+            "  insert into accounting (campaign_id, number, attempt, kind, at, batch, delivery_server_id, connection, size, status, "
+            "    category, diagnostic, mta, recipient) "
+            "  select $1, g.number, g.attempt, 'c', now(), g.batch, c.delivery_server_id, 0, 0, '', '', 'campaign cancelled', '', g.email "
+            "  from gone g, campaigns c where c.id = $1 "
+            "  union all select $1, t.number, t.attempt, 'c', now(), 0, c.delivery_server_id, 0, 0, '', '', 'campaign cancelled', '', r.email "
+            "  from retried t join recipients r on r.campaign_id = $1 and r.number = t.number, campaigns c where c.id = $1 "
+            "  returning 1) select count(*) from ended",
+            campaign_id,
+            numbers,
+            len(numbers) < _CANCEL_BATCHES_AT_ONCE,
+            timeout=120.0,
+        )
+        if numbers:
+            await conn.execute(
+                "update batches set state = 'settled', owner = null, lease_until = null, done = repeat('1', length(done))::varbit "
+                "where campaign_id = $1 and batch = any($2)",
+                campaign_id,
+                numbers,
+            )
+        if ended:
+            await conn.execute(
+                "insert into campaign_totals (campaign_id, journal, cancelled) values ($1, 'feeder', $2) "
+                "on conflict (campaign_id, journal) do update set cancelled = campaign_totals.cancelled + excluded.cancelled",
+                campaign_id,
+                ended,
+            )
+        return len(numbers) == _CANCEL_BATCHES_AT_ONCE
+
+
+async def finish(conn: asyncpg.Connection, campaign: ActiveCampaign) -> bool:
+    """End a campaign that has nothing left: running becomes completed, cancelling becomes cancelled."""
+    following = states.COMPLETED if campaign.state == states.RUNNING else states.CANCELLED
+    done = await conn.execute(
+        "update campaigns set state = $3, finished_at = now() where id = $1 and state = $2 and prepared_at is not null "
+        "and not exists (select from batches where campaign_id = $1 and state <> 'settled') "
+        "and not exists (select from retries where campaign_id = $1)",
+        campaign.id,
+        campaign.state,
+        following,
+    )
+    return bool(done == "UPDATE 1")
