@@ -1,5 +1,9 @@
+-- The first schema
 -- depends:
--- The first schema. Every row that belongs to a user carries user_id and is looked up with it (S10).
+
+-- migrate: apply
+
+-- Every row that belongs to a user carries user_id and is looked up with it (S10).
 
 create table users (
     id bigint generated always as identity primary key,
@@ -263,3 +267,6 @@ create table idempotency_keys (
     created_at timestamptz not null default now(),
     primary key (user_id, key)
 );
+
+-- migrate: rollback
+-- None: the schema only goes forward. A release that has to go back restores the backup made before it.
