@@ -1,0 +1,144 @@
+"""The `sluice` command: the root, and the commands that run, look at and check the processes of one machine.
+
+It acts on the stores directly, with the authority of the local administrator, through the same functions as the API. It starts the
+other processes as children and never imports them. The commands about campaigns, lists and so on are in `cli_campaign`, `cli_lists`
+and `cli_status`; bodies import what they need, so `sluice --help` costs next to nothing.
+"""
+
+import os
+import sys
+
+from control import cli_base, cli_campaign, cli_lists, cli_status
+from control.cli_base import EPILOG, FAILED, click, json_option, say
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EPILOG)
+@click.option("--config", "config", envvar="SLUICE_CONFIG", metavar="FILE", type=click.Path(dir_okay=False),
+              help="Settings file. Without it: SLUICE_CONFIG, else the defaults for one machine.")  # fmt: skip
+@click.version_option(package_name="sluice", prog_name="sluice")
+def cli(config: str | None) -> None:
+    """Sluice sends bulk mail: campaigns go in, personalised and accounted messages come out.
+
+    First steps: `sluice demo` shows everything at work; `sluice up` runs it; docs/getting-started.md leads to a first campaign.
+    """
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--recipients", "-n", type=click.IntRange(10, 10_000_000), default=2000, show_default=True, help="Rows of the list it makes.")
+@click.option("--engines", type=click.IntRange(1, 256), help="Engine processes. Default: one per core.")
+@click.option("--stay", is_flag=True, help="Keep everything running afterwards, until Ctrl-C: look around in console and mailbox.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object to standard output at the end.")
+def demo(recipients: int, engines: int | None, stay: bool, as_json: bool) -> None:
+    """Send a made-up campaign to the built-in mail sink, and show what happened.
+
+    Starts everything on free ports of this machine with data of its own, imports a list with the faults real lists have, sends a
+    personalised newsletter and counts. Nothing leaves the machine. Exit code 0 only if the audit is clean and the sink has
+    accepted exactly what was recorded as delivered.
+    """
+    from control import demo as demo_module
+
+    sys.exit(demo_module.main(cli_base.load_settings(), recipients=recipients, engines=engines, stay=stay, as_json=as_json))
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--engines", type=click.IntRange(1, 256), help="Engine processes. Default: engine.processes of the settings.")
+@click.option("--log-files", is_flag=True, help="Write the processes' logs to STATE/log/NAME.log instead of standard error.")
+def up(engines: int | None, log_files: bool) -> None:
+    """Run all processes of one machine under supervision, until SIGTERM or Ctrl-C.
+
+    Starts private PostgreSQL and Valkey unless the settings name servers, migrates the database, then runs the engines,
+    the API (control) and what the world sends back (inbound). A process that dies is started again. Stopping drains the engines first.
+    """
+    from control import up as up_module
+
+    sys.exit(up_module.main(cli_base.load_settings(), cli_base.config_path(), engines=engines, log_files=log_files))
+
+
+def _become(module: str, *arguments: str) -> None:
+    """Replace this process by one of ours: signals and exit code are then its own, as a service manager wants it."""
+    from control import machine
+
+    cli_base.load_settings()  # refuse bad settings here, with the sentence the other commands give
+    os.execve(sys.executable, list(machine.python(module, *arguments)), machine.environment(cli_base.config_path()))
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--slot", type=click.IntRange(0, 255), default=0, show_default=True, help="Number of this engine on its node.")
+def engine(slot: int) -> None:
+    """Run one engine process in the foreground (a fleet runs one per core and node; `sluice up` does it for you)."""
+    _become("engine", "--slot", str(slot))
+
+
+@cli.command(epilog=EPILOG)
+def control() -> None:
+    """Run the API and the console in the foreground."""
+    _become("control")
+
+
+@cli.command(epilog=EPILOG)
+def inbound() -> None:
+    """Run the one-click unsubscribe endpoint and the listener for returned mail in the foreground."""
+    _become("inbound")
+
+
+@cli.command("check-config", epilog=EPILOG)
+@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@json_option
+def check_config(file: str | None, as_json: bool) -> None:
+    """Read the settings as every process would, and say what is wrong with them.
+
+    Checks FILE, or the file the other commands would use, with the SLUICE_* variables of the environment on top.
+    Exit code 1 when they are refused.
+    """
+    from pathlib import Path
+
+    from config import load
+    from domain.errors import ConfigurationError
+
+    path = Path(file) if file else cli_base.config_path()
+    try:
+        settings = load.load(path, os.environ)
+    except ConfigurationError as error:
+        if as_json:
+            cli_base.write_json({"ok": False, "file": str(path or ""), "problems": error.problems})
+        for problem in error.problems:
+            say(f"sluice: {problem}")
+        sys.exit(FAILED)
+    if as_json:
+        cli_base.write_json({"ok": True, "file": str(path or ""), "problems": []})
+        return
+    cli_base.facts([
+        ("settings", f"{path or 'defaults'}: ok"),
+        ("state directory", load.state_directory(settings)),
+        ("PostgreSQL", "embedded" if settings.database.url == "embedded:" else "as given"),
+        ("Redis", "embedded" if settings.redis.url == "embedded:" else "as given"),
+        ("API", f"http://{settings.control.host}:{settings.control.port}"),
+    ])  # fmt: skip
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Write the completion script of a shell to standard output.
+
+    bash: `sluice completion bash > /etc/bash_completion.d/sluice`; zsh and fish likewise, into a directory of their function path.
+    """
+    from click.shell_completion import get_completion_class
+
+    maker = get_completion_class(shell)
+    assert maker is not None  # the three names above are click's own
+    click.echo(maker(cli, {}, "sluice", "_SLUICE_COMPLETE").source())
+
+
+for command in (*cli_lists.COMMANDS, *cli_campaign.COMMANDS, *cli_status.COMMANDS):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point of the `sluice` script."""
+    with cli_base.exit_codes():
+        sys.exit(cli.main(prog_name="sluice", standalone_mode=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""What all `sluice` commands share: settings, open stores, output as table or JSON, errors as one sentence, exit codes.
+
+Imports here must stay cheap: `sluice --help` and shell completion pay for them. Everything heavy (asyncpg, redis, rich) is imported
+inside the function that needs it. Help is dressed by rich-click for people at a terminal; a pipe gets plain click, in half the time.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    import asyncpg
+    import click
+    import redis.asyncio
+
+    from config.keys import Keyring
+    from config.settings import Settings
+    from store.embedded import Backends
+elif sys.stdout.isatty():
+    import rich_click as click
+else:
+    import click
+
+__all__ = ["click"]
+
+OK: Final = 0
+FAILED: Final = 1  # it ran, and the answer is no: audit not clean, check failed, not allowed in this state
+USAGE: Final = 2  # it could not run: wrong arguments, refused settings, a store that does not answer
+INTERRUPTED: Final = 130
+
+EPILOG: Final = (
+    "Exit codes: 0 = ok; 1 = it ran and the answer is no (audit not clean, check failed, not allowed in this state); "
+    "2 = it could not run (arguments, settings, a store or port that is not available)."
+)
+
+_T = TypeVar("_T")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Failed(Exception):
+    """The command ran and its answer is no: exit code 1, with the sentence on standard error unless it was said already."""
+
+
+def config_path() -> Path | None:
+    """The settings file: `--config`, else SLUICE_CONFIG, else the default place (None)."""
+    root = click.get_current_context().find_root()
+    given = root.params.get("config")
+    return Path(given) if given else None
+
+
+def load_settings() -> "Settings":
+    """Settings of this process. Raises ConfigurationError."""
+    from config import load
+
+    return load.load(config_path(), os.environ)
+
+
+def json_option(command: _Command) -> _Command:
+    """Add `--json` to a command that reads."""
+    return click.option("--json", "as_json", is_flag=True, help="Write one JSON value to standard output instead of a table.")(command)
+
+
+class Stores:
+    """PostgreSQL, Redis, keys, and whom this command acts for: the local administrator."""
+
+    def __init__(self, settings: "Settings", pool: "asyncpg.Pool[asyncpg.Record]", redis: "redis.asyncio.Redis",
+                 keyring: "Keyring", user_id: int) -> None:  # fmt: skip
+        self.settings = settings
+        self.pool = pool
+        self.redis = redis
+        self.keyring = keyring
+        self.user_id = user_id
+
+
+def dump(value: object) -> str:
+    """A value as indented JSON; Structs become objects, datetimes ISO 8601."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def write_json(value: object) -> None:
+    """One JSON value on standard output."""
+    click.echo(dump(value))
+
+
+def say(sentence: str) -> None:
+    """One line for the operator, on standard error."""
+    click.echo(sentence, err=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on standard output. Columns that begin with `>` are right-aligned. Text is shown as it is, never as markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    made = Table(title=title or None, title_justify="left", box=None if not sys.stdout.isatty() else _box(), pad_edge=False)
+    for column in columns:
+        made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    count = 0
+    for row in rows:
+        made.add_row(*(Text(show(cell)) for cell in row))
+        count += 1
+    if count:
+        console.print(made)
+    else:
+        click.echo(f"{title}: none" if title else "none")
+
+
+def _box() -> Any:
+    from rich import box
+
+    return box.SIMPLE_HEAD
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> None:
+    """Names and values, one pair a line."""
+    listed = [(name, show(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in listed), default=0)
+    for name, value in listed:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def show(value: object) -> str:
+    """A value for people: numbers grouped, times to the second, nothing for None; no control characters from outside."""
+    from datetime import datetime
+
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return "".join(character if character.isprintable() else " " for character in str(value))
+
+
+def fail(sentence: str) -> NoReturn:
+    """End the command with exit code 1 and this sentence on standard error."""
+    raise Failed(sentence)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn every expected exception into a sentence on standard error and an exit code. A bug of ours keeps its traceback."""
+    from click.exceptions import Abort, ClickException, Exit
+
+    try:
+        yield
+    except Exit as ended:
+        sys.exit(ended.exit_code)
+    except ClickException as error:
+        error.show()
+        sys.exit(USAGE)
+    except (Abort, KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(INTERRUPTED)
+    except Failed as error:
+        if str(error):
+            say(f"sluice: {error}")
+        sys.exit(FAILED)
+    except BrokenPipeError:  # the reader of our output has gone (`sluice list show | head`): nothing is wrong with us
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
+    except Exception as error:
+        code, sentences = _sentences(error)
+        if not sentences:
+            raise
+        for sentence in sentences:
+            say(f"sluice: {sentence}")
+        sys.exit(code)
+
+
+def _sentences(error: Exception) -> tuple[int, list[str]]:
+    """Exit code and sentences of an expected error; no sentence for a bug."""
+    from domain import errors
+
+    match error:
+        case errors.ConfigurationError():
+            return USAGE, error.problems
+        case errors.NotFound():
+            return USAGE, [f"{error}; `sluice {error.kind.split()[-1]} list` shows what there is" if _is_listed(error.kind) else str(error)]
+        case errors.Conflict():
+            return FAILED, [str(error)]
+        case errors.SluiceError():
+            return USAGE, [str(error)]
+        case OSError():
+            place = f" ({error.filename})" if error.filename else ""
+            return USAGE, [f"{error.strerror or error}{place}"]
+    if type(error).__module__.startswith("redis."):
+        return USAGE, [f"Redis does not answer: {error}; check redis.url (SLUICE_REDIS_URL)"]
+    return FAILED, []
+
+
+def _is_listed(kind: str) -> bool:
+    return kind in ("campaign", "delivery server", "server", "list")
+
+
+def with_stores(work: "Callable[[Stores], Awaitable[_T]]") -> _T:
+    """Run `work` with the stores of the settings: attached to or started when embedded, migrated, closed afterwards.
+
+    Raises Unavailable when one of them does not answer, ConfigurationError when the settings are refused.
+    """
+    from config.load import state_directory
+    from store import embedded
+
+    settings = load_settings()
+    # Private servers are children of the thread that starts them, so this happens here and not inside the event loop.
+    with embedded.resolve(settings.database.url, settings.redis.url, state_directory(settings)) as backends:
+        return asyncio.run(_work_with(settings, backends, work))
+
+
+async def _work_with(settings: "Settings", backends: "Backends", work: "Callable[[Stores], Awaitable[_T]]") -> _T:
+    from config.keys import load_keyring
+    from store import batch_queue, migrate, postgres, users
+
+    await migrate.apply(backends.database_url)
+    pool = await postgres.open_pool(backends.database_url, 4, settings.database.command_timeout_seconds)
+    redis = batch_queue.connect(backends.redis_url, settings.redis.timeout_seconds)
+    try:
+        user_id = await users.local_administrator(pool)
+        async with postgres.broken_links_as_unavailable():
+            return await work(Stores(settings, pool, redis, load_keyring(settings), user_id))
+    finally:
+        await redis.aclose()
+        await pool.close()

@@ -1,0 +1,71 @@
+"""One machine: which processes it runs, with which environment, in which order they stop. `sluice up` and `sluice demo` share it."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from config.settings import Settings
+from control.supervise import Child
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def engine_count(settings: Settings, asked: int | None = None) -> int:
+    """How many engine processes to run: what was asked, else the setting, else one per core this process may use."""
+    return asked or settings.engine.processes or len(os.sched_getaffinity(0))
+
+
+def python(module: str, *arguments: str) -> tuple[str, ...]:
+    """The command line that runs one of our modules in the interpreter we run in."""
+    return (sys.executable, "-m", module, *arguments)
+
+
+def environment(config: Path | None, *, database_url: str = "", redis_url: str = "", more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What every child gets: ours, the stores that were chosen, the settings file, and our packages before the working directory's.
+
+    PYTHONSAFEPATH matters: `-m` would otherwise put the working directory first on the path, and names like `config` are common.
+    """
+    made = dict(os.environ)
+    path = [str(_ROOT), *(entry for entry in made.get("PYTHONPATH", "").split(os.pathsep) if entry)]
+    made["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    made["PYTHONSAFEPATH"] = "1"
+    if config is not None:
+        made["SLUICE_CONFIG"] = str(config.resolve())
+    if database_url:
+        made["SLUICE_DATABASE_URL"] = database_url
+    if redis_url:
+        made["SLUICE_REDIS_URL"] = redis_url
+    return made | dict(more or {})
+
+
+def children(settings: Settings, *, engines: int, sink: tuple[str, ...] | None = None) -> list[Child]:
+    """The processes of one machine. Engines stop first and get their drain time; the sink, which answers them, stops last.
+
+    `sink`: arguments of the built-in sink when it is wanted.
+    """
+    made = [
+        Child(
+            name=f"engine.{slot}",
+            argv=python("engine", "--slot", str(slot)),
+            ready="engine ready",
+            stop_order=0,
+            # The engine keeps its own limit; the margin covers writing the last outcomes down.
+            stop_timeout_seconds=settings.engine.drain_timeout_seconds + 10.0,
+        )
+        for slot in range(engines)
+    ]
+    made.append(Child(name="control", argv=python("control"), ready="control ready", stop_order=1))
+    made.append(Child(name="inbound", argv=python("inbound"), ready="inbound ready", stop_order=1, stop_timeout_seconds=15.0))
+    if sink is not None:
+        made.append(Child(name="sink", argv=python("bench.sink", *sink), ready="sink ready", stop_order=2))
+    return made
+
+
+def ports(settings: Settings) -> dict[str, tuple[str, int]]:
+    """Every port the machine listens on, by setting: to look for one that is taken before anything is started."""
+    return {
+        "control.port": (settings.control.host, settings.control.port),
+        "inbound.smtp_port": (settings.inbound.smtp_host, settings.inbound.smtp_port),
+        "inbound.http_port": (settings.inbound.http_host, settings.inbound.http_port),
+    }

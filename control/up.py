@@ -1,0 +1,61 @@
+"""`sluice up`: the stores, then all processes of one machine, until a signal; then everything in order, the stores last."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+from config.load import state_directory
+from config.settings import Settings
+from control import machine
+from control.cli_base import OK, say
+from control.supervise import Supervisor, check_ports
+from store import embedded, migrate
+
+
+def main(settings: Settings, config: Path | None, *, engines: int | None, log_files: bool) -> int:
+    """Run until SIGTERM or SIGINT. Raises ConfigurationError (a port is taken), Unavailable (a store), ChildFailed (a process)."""
+    check_ports(machine.ports(settings))
+    state = state_directory(settings)
+    # Private servers are children of the thread that starts them, so this happens here and not inside the event loop.
+    with embedded.resolve(settings.database.url, settings.redis.url, state) as backends:
+        say(f"stores: {backends.chosen}")
+        asyncio.run(_run(settings, config, backends, engines=machine.engine_count(settings, engines), log=state / "log" if log_files else None))
+    say("stopped")
+    return OK
+
+
+async def _run(settings: Settings, config: Path | None, backends: embedded.Backends, *, engines: int, log: Path | None) -> None:
+    stop = stop_on_signals()
+    applied = await migrate.apply(backends.database_url)
+    if applied:
+        say(f"database: applied {', '.join(applied)}")
+    supervisor = Supervisor(
+        machine.children(settings, engines=engines),
+        environment=machine.environment(config, database_url=backends.database_url, redis_url=backends.redis_url),
+        say=say,
+        log_directory=log,
+    )
+    starting = asyncio.create_task(supervisor.start())
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # told to stop before everything was up
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return
+    ready = starting.result()
+    say(f"ready: {engines} engine{'s' if engines > 1 else ''}, " + ", ".join(f"{name} {' '.join(words.values())}" for name, words in ready.items()
+        if not name.startswith("engine")))  # fmt: skip
+    if log is not None:
+        say(f"logs: {log}")
+    await stopped
+    say(f"stopping: engines finish what they began (at most {settings.engine.drain_timeout_seconds:g} s)")
+    await supervisor.stop()
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, for as long as the running loop lives."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
