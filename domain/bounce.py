@@ -1,0 +1,180 @@
+"""Why a server refused: BounceClass, BounceRules and `classify`, used alike for replies and for delivery reports.
+
+The rules are data (`config/bounce_rules.toml`): an ordered list, the first that matches wins. All of them are one RE2 set, so a reply is
+read once, in time linear in its length, whatever the peer wrote in it; a pattern that RE2 cannot run is refused when the rules are read.
+"""
+
+import functools
+import importlib.resources
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import msgspec
+import re2  # type: ignore[import-untyped]
+
+from domain.errors import Invalid
+from domain.reply import MAX_TEXT_BYTES, EnhancedStatus
+
+Fault = Literal["recipient", "sender", "content", "infrastructure"]
+RELAYING_ISSUES: Final = "relaying-issues"
+
+# PowerMTA's categories (powermta.md §2.1) and who is to blame where a rule does not say otherwise
+CATEGORIES: Final[dict[str, Fault]] = {
+    "bad-configuration": "infrastructure",
+    "bad-connection": "infrastructure",
+    "bad-domain": "recipient",
+    "bad-mailbox": "recipient",
+    "content-related": "content",
+    "inactive-mailbox": "recipient",
+    "invalid-sender": "sender",
+    "message-expired": "infrastructure",
+    "no-answer-from-host": "infrastructure",
+    "other": "infrastructure",
+    "policy-related": "sender",
+    "protocol-errors": "infrastructure",
+    "quota-issues": "recipient",
+    RELAYING_ISSUES: "sender",
+    "routing-errors": "infrastructure",
+    "spam-related": "sender",
+    "virus-related": "content",
+}
+HARD_CATEGORIES: Final = frozenset({"bad-mailbox", "bad-domain", "inactive-mailbox"})
+
+_STATUS = re.compile(r"(?<![\d.])([245])\.(\d{1,2})\.(\d{1,3})(?!\.?\d)")
+# Every repetition is bounded: on the 512 bytes we keep of a reply even the worst text costs microseconds
+_ADDRESS = re.compile(r"[^\s<>()\[\]@:;,\"]{1,64}@[\w.-]{1,255}")
+_AFTER_COMMAND = re.compile(r"\(?in reply to (?:end of )?[a-z ]{4,20} command\)?")
+_PLAIN: Final[dict[int, str | None]] = {ord(char): " " for char in '<>"()[]{}*:;,!|/\\=?&~`\t\r\n'} | {ord("'"): None, ord("\u2019"): None}
+
+
+class BounceClass(msgspec.Struct, frozen=True):
+    """What a refusal means.
+
+    `category` is one of `CATEGORIES`. `hard`: the address or its domain is unusable for good; never true of a refusal that blames
+    the sender, the content or a machine. `transient`: permanent by its code, yet meant for now only (RFC 5321 §4.5.3.1.10).
+    `rule` names the rule that fired.
+    """
+
+    category: str
+    fault: Fault
+    hard: bool
+    transient: bool = False
+    rule: str = ""
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row of the rules file. `patterns` are tried on the text as `readable` makes it; `status` and `code` on the code in front."""
+
+    name: str
+    category: str
+    fault: Fault | None = None
+    transient: bool = False
+    patterns: tuple[str, ...] = ()  # RE2; `{who}` stands for an entry of [words]
+    status: tuple[str, ...] = ()  # `x.1.1`: the enhanced status, x = 4 or 5, a star for any number
+    code: tuple[str, ...] = ()  # the reply code, as RE2
+    samples: tuple[str, ...] = ()  # replies this very rule must catch; the tests run them
+
+
+class _RulesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    words: dict[str, str]
+    rule: list[Rule]
+
+
+class BounceRules:
+    """An ordered, compiled set of rules."""
+
+    def __init__(self, rules: list[Rule], words: Mapping[str, str]) -> None:
+        """Compile. Raises Invalid naming the rule whose category or pattern is refused."""
+        self.rules = tuple(rules)
+        self._owner: list[int] = []  # pattern number -> rule number; ascending, so the lowest match is the first rule
+        options = re2.Options()
+        options.case_sensitive = False
+        options.max_mem = 64 << 20  # upper limit of the automaton's cache, not an allocation
+        options.log_errors = False
+        self._set = re2.Set.SearchSet(options)
+        for number, rule in enumerate(self.rules):
+            if rule.category not in CATEGORIES:
+                raise Invalid(f"rule {rule.name}", "category is none of PowerMTA's", rule.category)
+            for pattern in _patterns(rule, words):
+                try:
+                    self._set.Add(pattern)
+                except re2.error as failure:
+                    raise Invalid(f"rule {rule.name}", f"RE2 refuses the pattern: {failure}", pattern) from None
+                self._owner.append(number)
+        self._set.Compile()
+        self.classify = functools.lru_cache(maxsize=8192)(self._classify)
+
+    @classmethod
+    def from_toml(cls, text: str) -> "BounceRules":
+        """Read a rules file. Raises Invalid on an unknown key or a wrong value."""
+        try:
+            read = msgspec.convert(tomllib.loads(text), _RulesFile)
+        except (msgspec.ValidationError, tomllib.TOMLDecodeError) as failure:
+            raise Invalid("bounce rules", str(failure)) from None
+        return cls(read.rule, read.words)
+
+    def _classify(self, code: int, text: str) -> BounceClass:
+        subject, permanent = readable(code, text)
+        matches = self._set.Match(subject)
+        if not matches:
+            return BounceClass("other", "infrastructure", hard=False)
+        rule = self.rules[self._owner[min(matches)]]
+        fault = rule.fault or CATEGORIES[rule.category]
+        hard = permanent and not rule.transient and fault == "recipient" and rule.category in HARD_CATEGORIES
+        return BounceClass(rule.category, fault, hard, rule.transient, rule.name)
+
+
+def _patterns(rule: Rule, words: Mapping[str, str]) -> list[str]:
+    """Every form of a rule as one expression over `readable`'s output."""
+    patterns = []
+    for pattern in rule.patterns:
+        for word, meaning in words.items():
+            pattern = pattern.replace("{" + word + "}", f"(?:{meaning})")
+        patterns.append(pattern)
+    for status in rule.status:
+        subject, detail = (r"\d+" if part == "*" else part for part in status.split(".")[1:])
+        patterns.append(rf"^\S+ [45]\.{subject}\.{detail} ")
+    patterns += [rf"^{code} " for code in rule.code]
+    return patterns
+
+
+def readable(code: int, text: str) -> tuple[bytes, bool]:
+    """Bring a reply into the form patterns are written for, and tell whether it is permanent.
+
+    `CODE STATUS | words`: lower case, punctuation to single spaces, apostrophes gone, every address an `@`; `0` and `-` where there is
+    no code or status. The status is the first in the text that agrees with the code, wherever it stands ("(#5.1.1)").
+    Text without a code and status (what our own machine says) is permanent unless its rule says `transient`.
+    """
+    text = text[:MAX_TEXT_BYTES].lower()
+    if not code and text[:3].isdecimal() and text[:3].isascii() and text[3:4] in ("", " ", "-"):
+        code = int(text[:3])
+    klass = code // 100
+    status: EnhancedStatus | None = None
+    for found in _STATUS.finditer(text):
+        if not klass or int(found[1]) == klass:
+            status = EnhancedStatus(int(found[1]), int(found[2]), int(found[3]))
+            break
+    if "@" in text:
+        text = _ADDRESS.sub("@", text)
+    if "in reply to" in text:
+        text = _AFTER_COMMAND.sub(" ", text)
+    words = " ".join(text.translate(_PLAIN).split())
+    klass = klass or (status.klass if status else 5)
+    return f"{code} {status or '-'} | {words} ".encode("utf-8", "replace"), klass == 5
+
+
+@functools.cache
+def shipped_rules() -> BounceRules:
+    """The rules of `config/bounce_rules.toml`, read once."""
+    return BounceRules.from_toml(importlib.resources.files("config").joinpath("bounce_rules.toml").read_text("utf-8"))
+
+
+def classify(code: int, text: str) -> BounceClass:
+    """Name the reason of a refusal by the shipped rules.
+
+    `code` is the reply code, 0 where there was no reply; `text` the rest of the reply or, without one, what our own machine says about it.
+    Only the first 512 characters count. Never raises on any text.
+    """
+    return shipped_rules().classify(code, text)
