@@ -4,9 +4,15 @@ Read once by `config.load`; every field has a default that works on one machine.
 its default (a test compares the two). Anything that changes while running (delivery servers, campaigns) is not here.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+# What a value may be; `config.load` turns a bound that is broken into a sentence
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+OptionalPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0: not used
+Seconds = Annotated[float, msgspec.Meta(ge=0.01, le=86400)]
+Bytes = Annotated[int, msgspec.Meta(ge=64 * 1024, le=1 << 50)]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,15 +31,15 @@ class Database(_Section):
     """PostgreSQL 14 or newer. `embedded:` runs a private server under the state directory."""
 
     url: str = "embedded:"
-    pool_size: int = 10
-    command_timeout_seconds: float = 30.0
+    pool_size: Annotated[int, msgspec.Meta(ge=2, le=500)] = 10
+    command_timeout_seconds: Seconds = 30.0
 
 
 class Redis(_Section):
     """Redis 6.2 / Valkey 7.2 or newer. `embedded:` runs a private server under the state directory."""
 
     url: str = "embedded:"
-    timeout_seconds: float = 5.0
+    timeout_seconds: Seconds = 5.0
 
 
 class Secrets(_Section):
@@ -46,25 +52,25 @@ class Secrets(_Section):
 class Engine(_Section):
     """The sending processes."""
 
-    processes: int = 0  # 0: one per core
-    batch_recipients: int = 500
-    queue_low_batches: int = 8  # per campaign in Redis: below this the feeder announces more ...
-    queue_high_batches: int = 32  # ... up to this
-    held_batches: int = 4  # per delivery server and engine
-    lease_seconds: float = 30.0
-    lease_margin_seconds: float = 5.0
-    drain_timeout_seconds: float = 30.0
-    metrics_port: int = 0  # first engine's port, the next ones count up; 0: none
+    processes: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: one per core
+    batch_recipients: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 500
+    queue_low_batches: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 8  # per campaign in Redis: below this the feeder announces more ...
+    queue_high_batches: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 32  # ... up to this
+    held_batches: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4  # per delivery server and engine
+    lease_seconds: Seconds = 30.0
+    lease_margin_seconds: Seconds = 5.0
+    drain_timeout_seconds: Seconds = 30.0
+    metrics_port: OptionalPort = 0  # first engine's port, the next ones count up; 0: none
 
 
 class Journal(_Section):
     """The append-only journal on local disk."""
 
     directory: str = ""  # empty: journal/ in the state directory
-    segment_bytes: int = 64 * 1024 * 1024
-    fsync_interval_seconds: float = 0.1
-    ledger_interval_seconds: float = 0.2
-    disk_budget_bytes: int = 4 * 1024 * 1024 * 1024
+    segment_bytes: Bytes = 64 * 1024 * 1024
+    fsync_interval_seconds: Seconds = 0.1
+    ledger_interval_seconds: Seconds = 0.2
+    disk_budget_bytes: Bytes = 4 * 1024 * 1024 * 1024
 
 
 class Accounting(_Section):
@@ -72,16 +78,16 @@ class Accounting(_Section):
 
     path: str = ""  # empty: accounting/acct.csv in the state directory
     records: tuple[Literal["d", "b", "t"], ...] = ("d", "b", "t")
-    max_size_bytes: int = 250 * 1024 * 1024
-    flush_interval_seconds: float = 1.0
+    max_size_bytes: Bytes = 250 * 1024 * 1024
+    flush_interval_seconds: Seconds = 1.0
 
 
 class Control(_Section):
     """The API and the console."""
 
     host: str = "127.0.0.1"
-    port: int = 8025
-    max_body_bytes: int = 4 * 1024 * 1024  # imports are streamed and not limited by it
+    port: Port = 8025
+    max_body_bytes: Bytes = 4 * 1024 * 1024  # imports are streamed and not limited by it
     admin_key: str = ""  # set by SLUICE_CONTROL__ADMIN_KEY; empty: made on first start, kept in admin.key
 
 
@@ -89,13 +95,13 @@ class Inbound(_Section):
     """What the world sends back."""
 
     smtp_host: str = "127.0.0.1"
-    smtp_port: int = 2525
+    smtp_port: Port = 2525
     http_host: str = "127.0.0.1"
-    http_port: int = 8080
+    http_port: Port = 8080
     public_url: str = "http://127.0.0.1:8080"  # how recipients reach the web side; a link domain of a delivery server replaces its host
     relay_domains: tuple[str, ...] = ()  # besides the MFROM domains of the delivery servers
-    max_message_bytes: int = 10 * 1024 * 1024
-    max_connections: int = 500
+    max_message_bytes: Bytes = 10 * 1024 * 1024
+    max_connections: Annotated[int, msgspec.Meta(ge=1, le=100000)] = 500
 
 
 class Settings(_Section):

@@ -22,7 +22,9 @@ def postgres(url: str) -> str:
     version = _run(lambda: store_postgres.server_version(url))
     place = store_postgres.describe(url)
     if version < store_postgres.MINIMUM_VERSION:
-        raise Unavailable(f"PostgreSQL at {place} is version {version // 10000}; Sluice needs 14 or newer: upgrade it or choose another database.url")
+        raise Unavailable(
+            f"PostgreSQL at {place} is version {version // 10000}; Sluice needs 14 or newer: upgrade it or change database.url"
+        )
     return f"PostgreSQL {version // 10000}.{version % 10000} at {place}"
 
 
@@ -31,7 +33,9 @@ def redis(url: str) -> str:
     name, version, policy = _run(lambda: _ask_redis(url))
     place = describe_redis(url)
     if version < REDIS_MINIMUM:
-        raise Unavailable(f"Redis at {place} is version {version[0]}.{version[1]}; Sluice needs 6.2 or newer: upgrade it or choose another redis.url")
+        raise Unavailable(
+            f"Redis at {place} is version {version[0]}.{version[1]}; Sluice needs 6.2 or newer: upgrade it or change redis.url"
+        )
     line = f"{name} {version[0]}.{version[1]} at {place}"
     if policy not in ("noeviction", ""):
         # Losing keys loses no mail (they are rebuilt from PostgreSQL), but it costs speed, and nobody would know why
@@ -71,7 +75,8 @@ async def _ask_redis(url: str) -> tuple[str, tuple[int, int], str]:
         info: dict[str, Any] = await client.info()
     except (RedisError, OSError) as error:
         raise Unavailable(
-            f"Redis at {describe_redis(url)} is not available: {error or type(error).__name__}; check that it runs and that redis.url names it"
+            f"Redis at {describe_redis(url)} is not available: {str(error) or type(error).__name__}; "
+            "check that it runs and that redis.url names it"
         ) from error
     finally:
         await client.aclose()

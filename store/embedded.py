@@ -162,9 +162,7 @@ def start(state_directory: Path, *, database: bool, redis: bool, durable: bool =
 
 
 @contextlib.contextmanager
-def resolve(
-    database_url: str, redis_url: str, state_directory: Path, durable: bool = True, *, wheels: bool = True
-) -> Iterator[Backends]:
+def resolve(database_url: str, redis_url: str, state_directory: Path, durable: bool = True, *, wheels: bool = True) -> Iterator[Backends]:
     """The stores to use for these settings: given URLs are checked, `embedded:` starts or attaches to private servers.
 
     What was started is stopped at the end of the block. Raises Unavailable (no answer, too old), ConfigurationError.
@@ -197,7 +195,8 @@ def _prepare_directory(directory: Path) -> None:
         directory.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
         (directory / "log").mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError([f"node.state_directory: {directory} cannot be made: {error.strerror}; name a writable directory"]) from error
+        reason = f"{directory} cannot be made: {error.strerror}; name a writable directory"
+        raise ConfigurationError([f"node.state_directory: {reason}"]) from error
     if os.geteuid() == 0 and directory.stat().st_uid == 0 and directory.stat().st_mode & 0o001 == 0:
         # Our own directory, and the servers' user has to pass through it (0711 shows nothing of its content)
         directory.chmod(0o711)
@@ -208,7 +207,8 @@ def _lock_or_attach(path: Path, record: Path, *, database: bool, redis: bool) ->
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigurationError([f"node.state_directory: {path} cannot be opened: {error.strerror}; run as the user it belongs to"]) from error
+        reason = f"{path} cannot be opened: {error.strerror}; run as the user it belongs to"
+        raise ConfigurationError([f"node.state_directory: {reason}"]) from error
     deadline = time.monotonic() + ATTACH_TIMEOUT_SECONDS
     while True:
         with contextlib.suppress(BlockingIOError):
@@ -311,8 +311,9 @@ def _socket_directory(state_directory: Path, user: ServerUser) -> Path:
     """`run/` in the state directory, or a short path elsewhere when that would not fit into a socket's address."""
     directory = state_directory / "run"
     if len(os.fsencode(directory / ".s.PGSQL.5432.lock")) > SOCKET_PATH_LIMIT:
-        base = os.environ.get("XDG_RUNTIME_DIR", "") if os.geteuid() != 0 else ""
-        directory = embedded_programs.short_directory(Path(base) if base and os.path.isdir(base) else Path("/tmp"), state_directory)
+        # Root's runtime directory is closed to the servers' user
+        base = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") if os.geteuid() != 0 else Path("/tmp")
+        directory = embedded_programs.short_directory(base if base.is_dir() else Path("/tmp"), state_directory)
     try:
         directory.mkdir(mode=0o700)
         user.own(directory)
@@ -320,7 +321,8 @@ def _socket_directory(state_directory: Path, user: ServerUser) -> Path:
         found = directory.lstat()
         # In /tmp anybody could have made it before us and would then hold our sockets
         if directory.is_symlink() or not directory.is_dir() or found.st_uid not in (os.geteuid(), user.uid):
-            raise Unavailable(f"{directory} is not ours (owner {found.st_uid}); remove it or choose a shorter node.state_directory") from None
+            reason = f"{directory} is not ours (owner {found.st_uid}); remove it or choose a shorter node.state_directory"
+            raise Unavailable(reason) from None
         directory.chmod(0o700)
         user.own(directory)
     return directory
@@ -348,7 +350,8 @@ def _wait_until_ready(child: _Child, is_ready: Callable[[], bool]) -> None:
         if code is not None:
             raise Unavailable(f"{child.name} ended at its start with exit code {code}; the end of {child.log}:\n{_tail(child.log)}")
         if time.monotonic() > deadline:
-            raise Unavailable(f"{child.name} was not ready after {START_TIMEOUT_SECONDS:.0f} s; the end of {child.log}:\n{_tail(child.log)}")
+            seconds = f"{START_TIMEOUT_SECONDS:.0f} s"
+            raise Unavailable(f"{child.name} was not ready after {seconds}; the end of {child.log}:\n{_tail(child.log)}")
         time.sleep(POLL_SECONDS)
 
 

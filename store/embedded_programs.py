@@ -150,7 +150,7 @@ class Finder:
         if libraries.is_dir():
             shutil.copytree(libraries, target / libraries.name, symlinks=True)
         for directory, _, files in os.walk(target):
-            os.chmod(directory, 0o755)
+            Path(directory).chmod(0o755)
             for name in files:
                 file = Path(directory) / name
                 if not file.is_symlink():
@@ -257,7 +257,13 @@ def _version(path: Path, user: ServerUser | None) -> tuple[int, int] | None:
     arguments = user.popen_arguments() if user is not None else PopenArguments()
     try:
         done = subprocess.run(
-            [str(path), "--version"], capture_output=True, timeout=VERSION_TIMEOUT_SECONDS, cwd="/", env=clean_environment(), check=True, **arguments
+            [str(path), "--version"],
+            capture_output=True,
+            timeout=VERSION_TIMEOUT_SECONDS,
+            cwd="/",
+            env=clean_environment(),
+            check=True,
+            **arguments,
         )
     except (OSError, subprocess.SubprocessError):
         return None

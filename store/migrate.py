@@ -14,8 +14,6 @@ SCHEMA_DIRECTORY = Path(__file__).parent / "schema"
 LOCK_KEY = 0x5C1CE_0001  # any number will do, as long as nobody else uses it in this database
 LOCK_TIMEOUT_SECONDS = 600.0  # another node may be in the middle of a long migration
 
-_log = logging.getLogger(__name__)
-
 
 async def apply(url: str, *, directory: Path = SCHEMA_DIRECTORY) -> list[str]:
     """Apply what is missing and return its names, in order; an empty list when there was nothing to do.
@@ -37,7 +35,7 @@ async def apply(url: str, *, directory: Path = SCHEMA_DIRECTORY) -> list[str]:
             _refuse_newer(url, before, wanted)
             from pogo_core.util import migrate
 
-            await migrate.apply(connection, directory, schema_name="public", logger=_QuietLogger())
+            await migrate.apply(connection, directory, schema_name="public", logger=_quiet_logger())
         finally:
             await connection.execute("select pg_advisory_unlock($1)", LOCK_KEY)
         return [name for name in wanted if name not in before]
@@ -60,8 +58,8 @@ def _refuse_newer(url: str, applied: set[str], wanted: list[str]) -> None:
         )
 
 
-class _QuietLogger:
-    """pogo-core reports each file as a warning; for us a migration is ordinary news."""
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(_log, "info" if name == "warning" else name)
+def _quiet_logger() -> logging.Logger:
+    """pogo-core reports each file as a warning; the caller gets the names and says what it likes."""
+    logger = logging.Logger("store.migrate")
+    logger.addHandler(logging.NullHandler())
+    return logger

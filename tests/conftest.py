@@ -136,7 +136,8 @@ def redis_url(backends: embedded.Backends) -> str:
     async def first_empty() -> str:
         parts = urlsplit(backends.redis_url)
         for number in range(15, -1, -1):
-            url = urlunsplit(parts._replace(path=f"/{number}")) if parts.scheme != "unix" else urlunsplit(parts._replace(query=f"db={number}"))
+            chosen = {"query": f"db={number}"} if parts.scheme == "unix" else {"path": f"/{number}"}
+            url = urlunsplit(parts._replace(**chosen))
             client = redis_client.Redis.from_url(url, socket_timeout=5)
             try:
                 if await client.dbsize() == 0:
