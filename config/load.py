@@ -1,8 +1,8 @@
 """Reads the TOML file and the `SLUICE_*` variables into Settings, once, at start; and says where things live because of them.
 
 A variable wins over the file: `SLUICE_ENGINE__BATCH_RECIPIENTS` or `SLUICE_ENGINE_BATCH_RECIPIENTS` for `batch_recipients`
-of `[engine]`; an empty one counts as not set. Nothing is guessed: an unknown key or a value out of range refuses the whole configuration, with every
-problem found, each with file, line, key and reason (bad inputs 58 and 59).
+of `[engine]`; an empty one counts as not set. Nothing is guessed: an unknown key or a value out of range refuses the whole
+configuration, with every problem found, each with file, line, key and reason (bad inputs 58 and 59).
 """
 
 import difflib

@@ -19,7 +19,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class Node(_Section):
+class Node(_Section, frozen=True):
     """This machine."""
 
     name: str = ""  # empty: the host name
@@ -27,7 +27,7 @@ class Node(_Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class Database(_Section):
+class Database(_Section, frozen=True):
     """PostgreSQL 14 or newer. `embedded:` runs a private server under the state directory."""
 
     url: str = "embedded:"
@@ -35,21 +35,21 @@ class Database(_Section):
     command_timeout_seconds: Seconds = 30.0
 
 
-class Redis(_Section):
+class Redis(_Section, frozen=True):
     """Redis 6.2 / Valkey 7.2 or newer. `embedded:` runs a private server under the state directory."""
 
     url: str = "embedded:"
     timeout_seconds: Seconds = 5.0
 
 
-class Secrets(_Section):
+class Secrets(_Section, frozen=True):
     """The key all tokens and sealed passwords hang on; every node of a fleet needs the same one."""
 
     key_file: str = ""  # empty: secret.key in the state directory, made on first start
     key: str = ""  # 64 hex digits; better set by SLUICE_SECRETS__KEY than written in a file
 
 
-class Engine(_Section):
+class Engine(_Section, frozen=True):
     """The sending processes."""
 
     processes: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: one per core
@@ -63,7 +63,7 @@ class Engine(_Section):
     metrics_port: OptionalPort = 0  # first engine's port, the next ones count up; 0: none
 
 
-class Journal(_Section):
+class Journal(_Section, frozen=True):
     """The append-only journal on local disk."""
 
     directory: str = ""  # empty: journal/ in the state directory
@@ -73,7 +73,7 @@ class Journal(_Section):
     disk_budget_bytes: Bytes = 4 * 1024 * 1024 * 1024
 
 
-class Accounting(_Section):
+class Accounting(_Section, frozen=True):
     """PowerMTA-style accounting files `<stem>-YYYY-MM-DD-NNNN.csv`."""
 
     path: str = ""  # empty: accounting/acct.csv in the state directory
@@ -82,7 +82,7 @@ class Accounting(_Section):
     flush_interval_seconds: Seconds = 1.0
 
 
-class Control(_Section):
+class Control(_Section, frozen=True):
     """The API and the console."""
 
     host: str = "127.0.0.1"
@@ -91,7 +91,7 @@ class Control(_Section):
     admin_key: str = ""  # set by SLUICE_CONTROL__ADMIN_KEY; empty: made on first start, kept in admin.key
 
 
-class Inbound(_Section):
+class Inbound(_Section, frozen=True):
     """What the world sends back."""
 
     smtp_host: str = "127.0.0.1"
@@ -104,7 +104,7 @@ class Inbound(_Section):
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=100000)] = 500
 
 
-class Settings(_Section):
+class Settings(_Section, frozen=True):
     """All of them."""
 
     node: Node = Node()
