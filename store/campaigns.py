@@ -1,0 +1,330 @@
+"""Campaigns as the API sees them: drafts, transitions, progress. What engines do with them is `store.feed` and `store.leases`."""
+
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from domain import states
+from domain.campaign import CampaignContent, CampaignTotals
+from domain.errors import Conflict, Invalid, NotFound
+from store.postgres import Pool, PooledConnection, transaction
+
+
+class Campaign(msgspec.Struct, frozen=True, kw_only=True):
+    """One campaign. `recipients` is 0 until they are numbered."""
+
+    id: int
+    user_id: int
+    name: str
+    state: str
+    mail_class: str
+    list_id: int
+    delivery_server_id: int
+    subject: str
+    from_name: str
+    from_email: str
+    reply_to: str
+    html: str
+    text: str
+    recipients: int
+    version: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a campaign stands, in recipients; `deferrals` and `uncertain` count attempts.
+
+    `recipients` = delivered + bounced + expired + suppressed + cancelled + queued; `deferred` are those of the queued that wait
+    for another attempt.
+    """
+
+    id: int
+    state: str
+    recipients: int
+    delivered: int
+    bounced: int
+    expired: int
+    suppressed: int
+    cancelled: int
+    queued: int
+    deferred: int
+    deferrals: int
+    uncertain: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    messages_per_second: float | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One accounting record of a recipient. `kind` is a letter of `domain.states.KINDS`."""
+
+    kind: str
+    at: datetime
+    attempt: int
+    status: str
+    category: str
+    diagnostic: str
+    mta: str
+    delivery_server_id: int
+
+
+class RecipientStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one recipient, with every attempt."""
+
+    number: int
+    subscriber_id: int
+    email: str
+    state: str
+    next_attempt_at: datetime | None
+    attempts: list[Attempt]
+
+
+# What a caller may write of a draft
+FIELDS = ("name", "mail_class", "list_id", "delivery_server_id", "subject", "from_name", "from_email", "reply_to", "html", "text")
+_COLUMNS = f"id, user_id, {', '.join(FIELDS)}, state, recipients, version, created_at, started_at, finished_at"
+# lists of campaigns do not carry their bodies
+_BRIEF = _COLUMNS.replace("html, text", "'' as html, '' as text")
+
+
+async def create(conn: PooledConnection, user_id: int, fields: dict[str, Any]) -> Campaign:
+    """Store a draft; `fields` has every name of FIELDS. The caller has looked list and delivery server up with the user."""
+    row = await conn.fetchrow(
+        f"insert into campaigns (user_id, {', '.join(FIELDS)}) "
+        f"values ($1, {', '.join(f'${i}' for i in range(2, len(FIELDS) + 2))}) returning {_COLUMNS}",
+        user_id,
+        *(fields[name] for name in FIELDS),
+    )
+    assert row is not None
+    return Campaign(**dict(row))
+
+
+async def get(conn: PooledConnection, user_id: int | None, campaign_id: int) -> Campaign:
+    """One campaign; `user_id` None looks at everybody's. Raises NotFound."""
+    row = await conn.fetchrow(
+        f"select {_COLUMNS} from campaigns where id = $1 and ($2::bigint is null or user_id = $2)", campaign_id, user_id
+    )
+    if row is None:
+        raise NotFound("campaign", campaign_id)
+    return Campaign(**dict(row))
+
+
+async def list_campaigns(conn: PooledConnection, user_id: int | None, before: int | None, limit: int, state: str | None) -> list[Campaign]:
+    """Newest first, without their bodies; `user_id` None lists everybody's."""
+    rows = await conn.fetch(
+        f"select {_BRIEF} from campaigns where ($1::bigint is null or user_id = $1) and ($2::bigint is null or id < $2) "
+        "and ($3::text is null or state = $3) order by id desc limit $4",
+        user_id,
+        before,
+        state,
+        limit,
+    )
+    return [Campaign(**dict(row)) for row in rows]
+
+
+async def update(conn: PooledConnection, campaign_id: int, fields: dict[str, Any]) -> Campaign:
+    """Change a draft. The caller has looked it up with the user. Raises Conflict once it was started."""
+    changes = {name: fields[name] for name in FIELDS if name in fields}
+    assignments = "".join(f"{name} = ${i}, " for i, name in enumerate(changes, 2))
+    row = await conn.fetchrow(
+        f"update campaigns set {assignments}version = version + 1 where id = $1 and state = 'draft' returning {_COLUMNS}",
+        campaign_id,
+        *changes.values(),
+    )
+    if row is None:
+        raise Conflict(f"campaign {campaign_id} was started; only a draft can be changed")
+    return Campaign(**dict(row))
+
+
+async def delete(conn: PooledConnection, user_id: int | None, campaign_id: int) -> None:
+    """Delete a draft. Raises NotFound, Conflict once it was started."""
+    await get(conn, user_id, campaign_id)
+    if await conn.execute("delete from campaigns where id = $1 and state = 'draft'", campaign_id) == "DELETE 0":
+        raise Conflict(f"campaign {campaign_id} was started; only a draft can be deleted")
+
+
+async def content(conn: PooledConnection, campaign_id: int) -> CampaignContent:
+    """What a campaign says, as `compose` wants it. Raises NotFound."""
+    row = await conn.fetchrow(
+        "select c.id, c.version, c.user_id, c.list_id, c.name, c.subject, c.from_name, c.from_email, c.reply_to, c.html, c.text, "
+        "l.name as list_name, l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
+        "extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at "
+        "from campaigns c join lists l on l.id = c.list_id where c.id = $1",
+        campaign_id,
+    )
+    if row is None:
+        raise NotFound("campaign", campaign_id)
+    return CampaignContent(**dict(row))
+
+
+async def start(pool: Pool, campaign_id: int, version: int) -> Campaign:
+    """Start a draft: once this returns, its recipients will be mailed whatever process dies (P2).
+
+    `version` is the one whose content was checked. A campaign that was started already is returned as it is. Raises Conflict
+    (paused, ended, changed meanwhile, its server or list gone), Invalid when nobody on its list is subscribed.
+    """
+    async with transaction(pool) as conn:
+        campaign = await _locked(conn, campaign_id)
+        if campaign.state in (states.PREPARING, states.RUNNING):
+            return campaign
+        if campaign.state == states.PAUSED:
+            raise Conflict(f"campaign {campaign_id} is paused; resume it")
+        if not states.may_follow(states.NEXT_CAMPAIGN_STATES, campaign.state, states.PREPARING):
+            raise Conflict(f"campaign {campaign_id} is {campaign.state}; it cannot be started again, create a new one")
+        if campaign.version != version:
+            raise Conflict(f"campaign {campaign_id} was changed while it was being started; start it again")
+        # Deleting the list or the server looks for unfinished campaigns under the row lock taken here
+        if not await conn.fetchval("select true from lists where id = $1 and deleted_at is null for share", campaign.list_id):
+            raise Conflict(f"list {campaign.list_id} was deleted; give campaign {campaign_id} another one")
+        if not await conn.fetchval(
+            "select true from delivery_servers where id = $1 and deleted_at is null for share", campaign.delivery_server_id
+        ):
+            raise Conflict(f"delivery server {campaign.delivery_server_id} was deleted; give campaign {campaign_id} another one")
+        if not await conn.fetchval(
+            "select exists (select from subscribers where list_id = $1 and state = 'subscribed')", campaign.list_id
+        ):
+            raise Invalid("list_id", f"nobody on list {campaign.list_id} is subscribed; import recipients first")
+        return await _set_state(conn, campaign_id, states.PREPARING, ", started_at = now(), version = version + 1")
+
+
+async def pause(pool: Pool, campaign_id: int) -> Campaign:
+    """Engines stop within a second; every recipient waits. Raises Conflict for a draft and for one that has ended."""
+    async with transaction(pool) as conn:
+        campaign = await _locked(conn, campaign_id)
+        if campaign.state == states.PAUSED:
+            return campaign
+        _require(campaign, states.PAUSED, "paused")
+        return await _set_state(conn, campaign_id, states.PAUSED)
+
+
+async def resume(pool: Pool, campaign_id: int) -> Campaign:
+    """Go on where it was paused. Raises Conflict for a draft and for one that has ended."""
+    async with transaction(pool) as conn:
+        campaign = await _locked(conn, campaign_id)
+        if campaign.state in (states.PREPARING, states.RUNNING):
+            return campaign
+        prepared = await conn.fetchval("select prepared_at is not null from campaigns where id = $1", campaign_id)
+        following = states.RUNNING if prepared else states.PREPARING
+        if campaign.state != states.PAUSED:
+            raise Conflict(f"campaign {campaign_id} is {campaign.state}; only a paused one can be resumed")
+        return await _set_state(conn, campaign_id, following)
+
+
+async def cancel(pool: Pool, campaign_id: int) -> Campaign:
+    """End every recipient that has no outcome yet as cancelled. Raises Conflict for one that is completed."""
+    async with transaction(pool) as conn:
+        campaign = await _locked(conn, campaign_id)
+        if campaign.state in (states.CANCELLING, states.CANCELLED):
+            return campaign
+        if campaign.state == states.DRAFT:
+            return await _set_state(conn, campaign_id, states.CANCELLED, ", finished_at = now()")
+        _require(campaign, states.CANCELLING, "cancelled")
+        return await _set_state(conn, campaign_id, states.CANCELLING)
+
+
+async def _locked(conn: PooledConnection, campaign_id: int) -> Campaign:
+    row = await conn.fetchrow(f"select {_COLUMNS} from campaigns where id = $1 for update", campaign_id)
+    if row is None:
+        raise NotFound("campaign", campaign_id)
+    return Campaign(**dict(row))
+
+
+def _require(campaign: Campaign, following: str, word: str) -> None:
+    if not states.may_follow(states.NEXT_CAMPAIGN_STATES, campaign.state, following):
+        raise Conflict(f"campaign {campaign.id} is {campaign.state}; it cannot be {word}")
+
+
+async def _set_state(conn: PooledConnection, campaign_id: int, state: str, more: str = "") -> Campaign:
+    row = await conn.fetchrow(f"update campaigns set state = $2{more} where id = $1 returning {_COLUMNS}", campaign_id, state)
+    assert row is not None
+    return Campaign(**dict(row))
+
+
+async def totals(conn: PooledConnection, campaign_id: int) -> CampaignTotals:
+    """The sums the ledger keeps: one small row per journal, whatever the size of the campaign."""
+    row = await conn.fetchrow(
+        "select c.recipients, coalesce(sum(t.delivered), 0)::bigint as delivered, coalesce(sum(t.bounced), 0)::bigint as bounced, "
+        "coalesce(sum(t.expired), 0)::bigint as expired, coalesce(sum(t.suppressed), 0)::bigint as suppressed, "
+        "coalesce(sum(t.cancelled), 0)::bigint as cancelled, coalesce(sum(t.deferrals), 0)::bigint as deferrals, "
+        "coalesce(sum(t.uncertain), 0)::bigint as uncertain "
+        "from campaigns c left join campaign_totals t on t.campaign_id = c.id where c.id = $1 group by c.id",
+        campaign_id,
+    )
+    if row is None:
+        raise NotFound("campaign", campaign_id)
+    return CampaignTotals(**dict(row))
+
+
+async def progress(conn: PooledConnection, user_id: int | None, campaign_id: int) -> Progress:
+    """Where a campaign stands. Raises NotFound."""
+    async with conn.transaction(isolation="repeatable_read", readonly=True):
+        campaign = await get(conn, user_id, campaign_id)
+        sums = await totals(conn, campaign_id)
+        deferred = await conn.fetchval("select count(*) from retries where campaign_id = $1", campaign_id)
+    return Progress(
+        id=campaign.id,
+        state=campaign.state,
+        recipients=sums.recipients,
+        delivered=sums.delivered,
+        bounced=sums.bounced,
+        expired=sums.expired,
+        suppressed=sums.suppressed,
+        cancelled=sums.cancelled,
+        queued=sums.queued,
+        deferred=deferred,
+        deferrals=sums.deferrals,
+        uncertain=sums.uncertain,
+        started_at=campaign.started_at,
+        finished_at=campaign.finished_at,
+    )
+
+
+async def recipient(conn: PooledConnection, campaign_id: int, number: int | None, email: str = "") -> RecipientStatus:
+    """One recipient by number, or by address (without case) where the number is None. Raises NotFound.
+
+    By address it reads the whole partition: about 0.2 s for a million recipients.
+    """
+    if number is not None:
+        row = await conn.fetchrow(
+            "select number, subscriber_id, email from recipients where campaign_id = $1 and number = $2", campaign_id, number
+        )
+    else:
+        row = await conn.fetchrow(
+            "select number, subscriber_id, email from recipients where campaign_id = $1 and lower(email) = lower($2) limit 1",
+            campaign_id,
+            email,
+        )
+    if row is None:
+        raise NotFound("recipient", email if number is None else number)
+    records = await conn.fetch(
+        'select kind::text, at, attempt, status, category, diagnostic, mta, delivery_server_id from accounting '
+        "where campaign_id = $1 and number = $2 order by at, attempt",
+        campaign_id,
+        row["number"],
+    )
+    attempts = [Attempt(**dict(record)) for record in records]
+    due_at = await conn.fetchval("select due_at from retries where campaign_id = $1 and number = $2", campaign_id, row["number"])
+    terminal = [states.TERMINAL_KINDS[attempt.kind] for attempt in attempts if attempt.kind in states.TERMINAL_KINDS]
+    if terminal:
+        state = terminal[-1]
+    elif due_at is not None:
+        state = states.DEFERRED
+    else:
+        state = _batch_state(
+            await conn.fetchrow(
+                "select state, owner from batches where campaign_id = $1 and (numbers is null and $2 between first_number and last_number "
+                "or $2 = any(numbers)) order by batch desc limit 1",
+                campaign_id,
+                row["number"],
+            )
+        )
+    return RecipientStatus(**dict(row), state=state, next_attempt_at=due_at, attempts=attempts)
+
+
+def _batch_state(row: asyncpg.Record | None) -> str:
+    if row is None or row["state"] == "pending":
+        return states.PENDING
+    return states.LEASED if row["owner"] is not None else states.QUEUED
