@@ -69,7 +69,9 @@ async def prepare(conn: asyncpg.Connection, campaign_id: int, batch_recipients: 
         if await conn.fetchval("select prepared_at is not null from campaigns where id = $1", campaign_id):
             return 0
         for name, table in tables.items():
-            await conn.execute(f"create table {table} (like {name} including defaults)")
+            # batches are updated in place: room on each page keeps those updates off the indexes
+            fill = " with (fillfactor = 50)" if name == "batches" else ""
+            await conn.execute(f"create table {table} (like {name} including defaults including constraints){fill}")
             # with this check the attachment below needs no scan of the rows
             await conn.execute(f"alter table {table} add constraint {table}_only check (campaign_id = {int(campaign_id)})")
         inserted = await conn.execute(
@@ -91,8 +93,6 @@ async def prepare(conn: asyncpg.Connection, campaign_id: int, batch_recipients: 
             batches,
             timeout=timeout,
         )
-        # batches are updated in place: room on each page keeps those updates off the indexes
-        await conn.execute(f"alter table {tables['batches']} set (fillfactor = 50)")
         for name, table in tables.items():
             await conn.execute(f"alter table {name} attach partition {table} for values in ({int(campaign_id)})", timeout=timeout)
             await conn.execute(f"alter table {table} drop constraint {table}_only")

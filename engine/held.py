@@ -1,0 +1,97 @@
+"""What an engine holds in memory: live campaigns, and the batches it has leased, with what is still open in each."""
+
+from asyncpg import BitString
+
+from compose.campaign import CompiledCampaign
+from domain import states
+from domain.campaign import Batch
+from domain.errors import Invalid
+
+
+class LiveCampaign:
+    """A campaign this engine sends: compiled once per content version, with its state as last seen in PostgreSQL."""
+
+    __slots__ = (
+        "compiled",
+        "held",
+        "id",
+        "list_id",
+        "priority_class",
+        "queued_at_us",
+        "refusal",
+        "server_version",
+        "state",
+        "user_id",
+        "version",
+    )
+
+    def __init__(
+        self, campaign_id: int, user_id: int, list_id: int, priority_class: str, version: int, queued_at: float, server_version: int
+    ) -> None:
+        self.id = campaign_id
+        self.user_id = user_id
+        self.list_id = list_id
+        self.priority_class = priority_class
+        self.version = version
+        self.queued_at_us = int(queued_at * 1e6)
+        self.server_version = server_version  # MFROM, link domain and From rules are compiled in
+        self.state = states.RUNNING
+        self.compiled: CompiledCampaign | None = None
+        self.refusal: Invalid | None = None  # its content could not be compiled: every recipient gets an `x` record saying so
+        self.held = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether its recipients may be sent now."""
+        return self.state == states.RUNNING
+
+
+class HeldBatch:
+    """A leased batch. Recipient `i` is `batch.recipients[i]`; its bit in the batch row is `batch.positions[i]`."""
+
+    __slots__ = ("batch", "campaign", "cursor", "epoch", "in_flight", "key", "lease_until", "losses", "lost", "open", "returned")
+
+    def __init__(self, batch: Batch, campaign: LiveCampaign, epoch: int, done: BitString, lease_until: float) -> None:
+        bits = done.bytes
+        # An outcome may have been recorded after the batch was packed: what the lease says is what counts.
+        left = [i for i, position in enumerate(batch.positions) if not bits[position >> 3] & (0x80 >> (position & 7))]
+        if len(left) != len(batch.positions):
+            batch.positions = [batch.positions[i] for i in left]
+            batch.recipients = [batch.recipients[i] for i in left]
+        self.batch = batch
+        self.campaign = campaign
+        self.key = (batch.campaign_id, batch.batch)
+        self.epoch = epoch
+        self.lease_until = lease_until
+        self.open = len(left)  # recipients without an outcome
+        self.in_flight = 0  # of those, handed to a connection
+        self.cursor = 0
+        self.returned: list[int] = []  # came back unsent: taken again before the cursor moves on
+        self.losses: dict[int, int] = {}
+        self.lost = False  # nothing more of it may be sent under this lease (R4)
+
+    @property
+    def ready(self) -> int:
+        """Recipients that have not been taken."""
+        return len(self.returned) + len(self.batch.recipients) - self.cursor
+
+    def take(self, count: int) -> list[int]:
+        """Take up to `count` recipients for sending; returns their indexes."""
+        taken = self.returned[:count]
+        del self.returned[:count]
+        upto = min(len(self.batch.recipients), self.cursor + count - len(taken))
+        taken.extend(range(self.cursor, upto))
+        self.cursor = upto
+        self.in_flight += len(taken)
+        return taken
+
+    def give_back(self, index: int) -> None:
+        """Recipient `index` was not sent after all."""
+        self.in_flight -= 1
+        self.returned.append(index)
+
+    def settle(self) -> bool:
+        """One taken recipient has its outcome. True: it was the last one open."""
+        self.in_flight -= 1
+        self.open -= 1
+        return self.open == 0

@@ -1,0 +1,103 @@
+"""What one engine says of itself: the heartbeat that `sluice status` and `sluice top` read, and Prometheus metrics."""
+
+import resource
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.egress_path import EgressPath
+from engine.feeder import Feeder
+from engine.intake import Intake
+from engine.turn import Turn
+
+
+class Status:
+    """Gathers the state of one engine; `heartbeat` is what is published, a JSON object."""
+
+    def __init__(self, engine_id: str, node: str, turn: Turn, intake: Intake, feeder: Feeder, paths: dict[int, EgressPath]) -> None:
+        self._engine_id = engine_id
+        self._node = node
+        self._turn = turn
+        self._intake = intake
+        self._feeder = feeder
+        self._paths = paths
+        self._started = time.time()
+        self._last = (time.monotonic(), 0)
+        self._last_delivered: dict[int, int] = {}
+        self.state = "starting"
+        self.ledger_trouble = ""
+
+    def heartbeat(self) -> dict[str, Any]:
+        """Counters since the start, rates since the last call."""
+        now = time.monotonic()
+        then, messages = self._last
+        elapsed = max(1e-6, now - then)
+        self._last = (now, self._turn.messages)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "id": self._engine_id,
+            "node": self._node,
+            "state": self.state,
+            "started_at": self._started,
+            "at": time.time(),
+            "feeder": self._feeder.leading,
+            "messages": self._turn.messages,
+            "messages_per_second": round((self._turn.messages - messages) / elapsed, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+            "max_rss_bytes": usage.ru_maxrss * 1024,
+            "held_batches": len(self._intake.held),
+            "trouble": [t for t in (self._turn.trouble, self._intake.trouble, self._feeder.trouble, self.ledger_trouble) if t],
+            "paths": [self._path(path, now, elapsed) for path in self._paths.values()],
+        }
+
+    def _path(self, path: EgressPath, now: float, elapsed: float) -> dict[str, Any]:
+        path.describe()
+        before = self._last_delivered.get(path.server.id, path.delivered)
+        self._last_delivered[path.server.id] = path.delivered
+        return {
+            "delivery_server_id": path.server.id,
+            "name": path.server.name,
+            "state": path.state,
+            "sentence": path.sentence,
+            "since": path.since,
+            "connections": len(path.sessions),
+            "in_flight": sum(session.in_flight for session in path.sessions),
+            "ready": path.ready,
+            "delivered": path.delivered,
+            "bounced": path.bounced,
+            "deferred": path.deferred,
+            "uncertain": path.uncertain,
+            "delivered_per_second": round((path.delivered - before) / elapsed, 1),
+        }
+
+
+class EngineCollector(Collector):
+    """Reads the counters when Prometheus asks, so the hot path pays nothing for them."""
+
+    def __init__(self, turn: Turn, paths: dict[int, EgressPath]) -> None:
+        self._turn = turn
+        self._paths = paths
+
+    def collect(self) -> Iterable[Metric]:
+        """One family a counter, labelled by delivery server."""
+        yield CounterMetricFamily("sluice_messages", "Attempts that reached a server", value=self._turn.messages)
+        for name in ("delivered", "bounced", "deferred", "uncertain"):
+            family = CounterMetricFamily(f"sluice_{name}", f"Recipients {name}", labels=["delivery_server"])
+            for path in self._paths.values():
+                family.add_metric([path.server.name], getattr(path, name))
+            yield family
+        connections = GaugeMetricFamily("sluice_connections", "Open connections", labels=["delivery_server"])
+        for path in self._paths.values():
+            connections.add_metric([path.server.name], len(path.sessions))
+        yield connections
+
+
+def serve(port: int, turn: Turn, paths: dict[int, EgressPath]) -> None:
+    """Answer Prometheus on loopback, in a thread of the client library's."""
+    registry = CollectorRegistry()
+    registry.register(EngineCollector(turn, paths))
+    start_http_server(port, addr="127.0.0.1", registry=registry)

@@ -1,0 +1,73 @@
+"""For one egress path: what to open, close and wait for now, and when to look again (pure; the time is passed in).
+
+Decide first, act afterwards: `egress_path` gathers a `PathView`, asks `next_actions`, and does what it says.
+"""
+
+import msgspec
+
+MIN_BACKOFF_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 300.0
+OPERATOR_BACKOFF_SECONDS = 60.0  # wrong password, TLS missing: at most one try a minute, so no account is locked out
+MESSAGES_PER_NEW_CONNECTION = 20  # do not open another connection for less work than this
+
+
+class PathView(msgspec.Struct, frozen=True):
+    """What the decision needs to know of a path."""
+
+    now: float
+    enabled: bool
+    draining: bool
+    ready: int  # recipients that may be sent now
+    open: int
+    connecting: int
+    idle: int  # open connections with nothing in flight
+    max_connections: int  # this engine's share
+    retry_at: float  # after a failed connection: not before
+    failures: int  # failed connections in a row
+    tokens_at: float  # when the throttle allows the next message
+    idle_since: float  # when the path last had work
+    idle_timeout: float
+
+
+class Actions(msgspec.Struct, frozen=True):
+    """What to do now. `look_again_at` is the time of the next decision if nothing happens before."""
+
+    open: int = 0
+    close_idle: int = 0
+    look_again_at: float = float("inf")
+
+
+def next_actions(view: PathView) -> Actions:
+    """Decide for one path.
+
+    1. Not allowed to send (disabled, draining): idle connections close, nothing opens.
+    2. Work is waiting and connections are missing: open as many as the work is worth; one alone while the server is failing.
+    3. Nothing to do: keep connections for `idle_timeout`, then close them.
+    """
+    if not view.enabled or view.draining or view.max_connections == 0:
+        return Actions(close_idle=view.idle)
+    surplus = max(0, view.open - view.max_connections)
+    if view.ready:
+        if view.now < view.retry_at:
+            return Actions(close_idle=min(surplus, view.idle), look_again_at=view.retry_at)
+        worth = 1 + view.ready // MESSAGES_PER_NEW_CONNECTION
+        target = min(view.max_connections, worth)
+        if view.failures:
+            target = min(target, view.open + 1)  # one probe at a time until one succeeds
+        wanted = max(0, target - view.open - view.connecting)
+        look_again = view.tokens_at if view.tokens_at > view.now else float("inf")
+        return Actions(open=wanted, close_idle=min(surplus, view.idle), look_again_at=look_again)
+    if view.idle:
+        closes_at = view.idle_since + view.idle_timeout
+        if view.now >= closes_at:
+            return Actions(close_idle=view.idle)
+        return Actions(close_idle=min(surplus, view.idle), look_again_at=closes_at)
+    return Actions()
+
+
+def backoff_seconds(failures: int, *, permanent: bool, jitter: float) -> float:
+    """How long to wait after `failures` failed connections in a row; `jitter` in 0..1 spreads the engines over ±20 %."""
+    base = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
+    if permanent:
+        base = max(base, OPERATOR_BACKOFF_SECONDS)
+    return base * (0.8 + 0.4 * jitter)

@@ -1,0 +1,48 @@
+"""Token bucket: how many messages may leave now, and when the next one may (pure; the time is passed in)."""
+
+
+class TokenBucket:
+    """Allows `per_second` on average and at most `burst` at once; `per_second` 0 means no limit.
+
+    Tokens are taken when a message is handed to a connection, so an engine that is throttled waits for nothing: it asks
+    `ready_at` and looks again then.
+    """
+
+    def __init__(self, per_second: float, now: float, burst: float | None = None) -> None:
+        self._updated = now
+        self._tokens = 0.0
+        self.set_rate(per_second, burst)
+        self._tokens = self._burst
+
+    def set_rate(self, per_second: float, burst: float | None = None) -> None:
+        """Change the rate; what has been saved up is kept, up to the new burst."""
+        self.per_second = per_second
+        # A tenth of a second's worth: big enough to fill a pipelined window, small enough that no second exceeds the limit by 10 %.
+        self._burst = max(1.0, per_second / 10) if burst is None else burst
+        self._tokens = min(self._tokens, self._burst)
+
+    def _refill(self, now: float) -> None:
+        if now > self._updated:
+            self._tokens = min(self._burst, self._tokens + (now - self._updated) * self.per_second)
+            self._updated = now
+
+    def take(self, wanted: int, now: float) -> int:
+        """Take up to `wanted` tokens; returns how many were there."""
+        if not self.per_second:
+            return wanted
+        self._refill(now)
+        taken = min(wanted, int(self._tokens + 1e-9))
+        self._tokens -= taken
+        return taken
+
+    def give_back(self, count: int) -> None:
+        """Return tokens that were taken and not used."""
+        self._tokens = min(self._burst, self._tokens + count)
+
+    def ready_at(self, now: float) -> float:
+        """When at least one token will be there; `now` if one already is."""
+        if not self.per_second:
+            return now
+        self._refill(now)
+        missing = 1.0 - self._tokens
+        return now if missing <= 1e-9 else now + missing / self.per_second

@@ -1,0 +1,287 @@
+"""One turn of the event loop: outcomes in, journal, messages out.
+
+Connections only parse while bytes arrive. Once all that arrived in this turn has been parsed, `Turn.run` settles the outcomes,
+builds the next messages for every connection with room, writes outcomes and intents to the journal with one write(2), and only
+then lets the connections write (R1, R10). Nothing leaves a connection anywhere else.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+import structlog
+
+from domain import states
+from domain.bounce import classify
+from domain.errors import Invalid, JournalError
+from domain.reply import SmtpReply, one_line
+from engine import disposition, retry
+from engine.egress_path import EgressPath, Facts
+from engine.held import HeldBatch
+from engine.suppression_set import SuppressionSet, is_suppressed
+from ext.journal_record import pack_intent, pack_outcome
+from ext.smtp_session import STAGE_CONTENT, Message, Outcome, SmtpSession
+from journal.segments import Journal
+
+log = structlog.get_logger(__name__)
+
+JOURNAL_RETRY_SECONDS = 1.0
+_SESSIONS_PER_TURN = 512  # more connections than this are filled over several turns, so no turn holds up the loop for long
+
+
+class Turn:
+    """Gathers what the connections parsed and runs once for all of them."""
+
+    def __init__(self, journal: Journal, suppressions: SuppressionSet, lease_margin: float, settled: Callable[[HeldBatch], None]) -> None:
+        self.outcomes: list[Outcome] = []  # appended to by the connections
+        self.stopping = False  # drain: nothing new is begun
+        self.trouble = ""  # why nothing is sent at all (R5)
+        self.messages = 0  # outcomes of attempts that reached a server
+        self._journal = journal
+        self._suppressions = suppressions
+        self._lease_margin = lease_margin
+        self._settled = settled
+        self._ready: dict[SmtpSession, None] = {}
+        self._closed: list[tuple[SmtpSession, str]] = []
+        self._unflushed: list[SmtpSession] = []
+        self._scheduled = False
+        self._loop = asyncio.get_running_loop()
+        self._now_us = 0
+
+    # --- called by the connections ---------------------------------------------------------------------------------------
+    def ready(self, session: SmtpSession) -> None:
+        """`session` has parsed something, or can take a message."""
+        self._ready[session] = None
+        self._schedule()
+
+    def closed(self, session: SmtpSession, reason: str) -> None:
+        """`session` has ended; the outcomes of what it had in flight are in `outcomes`."""
+        self._closed.append((session, reason))
+        self._ready.pop(session, None)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.run)
+
+    # --- the turn ----------------------------------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Settle, fill, journal, flush."""
+        self._scheduled = False
+        self._now_us = int(time.time() * 1e6)
+        outcomes, self.outcomes = self.outcomes, []
+        for outcome in outcomes:
+            self._settle(outcome)
+        closed, self._closed = self._closed, []
+        for session, reason in closed:
+            session.owner.closed(session, reason, trouble=True)
+        ready = list(self._ready)
+        self._ready.clear()
+        if len(ready) > _SESSIONS_PER_TURN:
+            self._ready = dict.fromkeys(ready[_SESSIONS_PER_TURN:])
+            del ready[_SESSIONS_PER_TURN:]
+            self._schedule()
+        if not self.trouble and not self.stopping:
+            self._fill(ready)
+        self._unflushed.extend(ready)
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            self._journal.write()
+        except JournalError as error:
+            # R5: no outcome store, no sending. The records stay in the journal's buffer and no connection writes a byte.
+            if not self.trouble:
+                log.error("journal cannot be written; nothing is sent until it can", reason=str(error))
+                self._loop.call_later(JOURNAL_RETRY_SECONDS, self._write_again)
+            self.trouble = str(error)
+            return
+        unflushed, self._unflushed = self._unflushed, []
+        for session in unflushed:
+            session.flush()
+
+    def _write_again(self) -> None:
+        try:
+            self._journal.reopen()
+            self._journal.write()
+        except JournalError as error:
+            self.trouble = str(error)
+            self._loop.call_later(JOURNAL_RETRY_SECONDS, self._write_again)
+            return
+        log.info("journal can be written again")
+        self.trouble = ""
+        unflushed, self._unflushed = self._unflushed, []
+        for session in unflushed:
+            self.ready(session)
+
+    # --- messages out --------------------------------------------------------------------------------------------------------
+    def _fill(self, ready: list[SmtpSession]) -> None:
+        by_path: dict[EgressPath, list[SmtpSession]] = {}
+        for session in ready:
+            by_path.setdefault(session.owner, []).append(session)
+        now = time.monotonic()
+        for path, sessions in by_path.items():
+            rooms = [session.room for session in sessions]
+            wanted = sum(rooms)
+            if not wanted:
+                continue
+            allowed = path.bucket.take(wanted, now)
+            messages: list[Message] = []
+            while len(messages) < allowed:
+                slices = path.take(allowed - len(messages), now, self._lease_margin)
+                if not slices:
+                    break
+                for held, indexes in slices:
+                    self._compose(path, held, indexes, messages)
+            if len(messages) < allowed:
+                path.bucket.give_back(allowed - len(messages))
+            start = 0
+            for session, room in zip(sessions, rooms, strict=True):
+                if room:
+                    share = messages[start : start + room]
+                    start += room
+                    if share:
+                        self._submit(path, session, share)
+                    if len(share) < room:
+                        path.wait_for_work(session)
+            if path.ready < 500:
+                path.wake()
+
+    def _compose(self, path: EgressPath, held: HeldBatch, indexes: list[int], into: list[Message]) -> None:
+        batch, campaign = held.batch, held.campaign
+        scopes = self._suppressions.scopes_for(campaign.user_id, campaign.list_id)
+        if scopes:
+            suppressed = [i for i in indexes if is_suppressed(scopes, batch.recipients[i].email)]
+            if suppressed:
+                for index in suppressed:
+                    self._local(path, held, index, states.KIND_SUPPRESSION, "5.7.1", "suppressed address", "")
+                gone = set(suppressed)
+                indexes = [i for i in indexes if i not in gone]
+        if campaign.compiled is None:
+            for index in indexes:
+                self._local(
+                    path, held, index, states.KIND_EXPIRY, "5.6.0", f"campaign content refused: {campaign.refusal}", "content-related"
+                )
+            return
+        recipients = batch.recipients
+        built = campaign.compiled.build([recipients[i] for i in indexes], composed_at=batch.composed_at, attempt=batch.attempt)
+        for index, result in zip(indexes, built, strict=True):
+            if isinstance(result, Invalid):
+                self._local(path, held, index, states.KIND_EXPIRY, "5.6.0", str(result), "content-related")
+            else:
+                mail_from, rcpt, wire, smtputf8 = result
+                into.append(Message(mail_from, rcpt, wire, (held, index), smtputf8))
+
+    def _submit(self, path: EgressPath, session: SmtpSession, messages: list[Message]) -> None:
+        facts: Facts = session.facts
+        if not facts.smtputf8 and any(message.smtputf8 for message in messages):
+            for message in messages:
+                if message.smtputf8:
+                    held, index = message.ref
+                    sentence = "the address needs SMTPUTF8, which the delivery server does not offer"
+                    self._local(path, held, index, states.KIND_EXPIRY, "5.6.7", sentence, "bad-configuration")
+            messages = [message for message in messages if not message.smtputf8]
+        append, server_id, connection, at = self._journal.append, path.server.id, session.connection_id, self._now_us
+        for message in messages:
+            held, index = message.ref
+            batch = held.batch
+            append(
+                pack_intent(
+                    batch.campaign_id, batch.batch, batch.recipients[index].number, batch.positions[index], batch.attempt, held.epoch,
+                    connection, server_id, at,
+                )
+            )  # fmt: skip
+        session.submit(messages)
+
+    # --- outcomes in ---------------------------------------------------------------------------------------------------------
+    def _settle(self, outcome: Outcome) -> None:
+        session, message = outcome.session, outcome.message
+        path: EgressPath = session.owner
+        held, index = message.ref
+        code = outcome.code
+        text = one_line(outcome.text)
+        if outcome.stage == STAGE_CONTENT and 200 <= code < 300:
+            path.delivered += 1
+            self.messages += 1
+            self._record(
+                path, session, message, held, index, states.KIND_DELIVERY, f"{code} {text}", str(SmtpReply(code, text).enhanced), ""
+            )
+            self._close(held)
+            return
+        reason = classify(code, text) if code >= 400 else None
+        losses = 0
+        if code in (0, 421, 503) and outcome.begun:
+            losses = held.losses[index] = held.losses.get(index, 0) + 1
+        what = disposition.decide(outcome.stage, code, reason, losses=losses, on_uncertain=path.server.limits.on_uncertain)
+        diagnostic = f"{code} {text}" if code else text
+        if what.path == "suspend":
+            path.suspend(f"{path.server.host} answered {diagnostic}")
+        if what.connection == "close":
+            session.quit()
+        if what.recipient == disposition.REQUEUED:
+            path.returned(held, index)
+            return
+        self.messages += 1
+        status = str(SmtpReply(code, text).enhanced) if code else "4.4.2"
+        category = reason.category if reason else ""
+        kind, due_at = what.kind, 0
+        if what.uncertain_first or kind == states.KIND_UNCERTAIN:
+            path.uncertain += 1
+            doubt = f"lost connection after end of data, possible duplicate: {diagnostic}"
+            self._record(path, session, message, held, index, states.KIND_UNCERTAIN, doubt, "4.4.2", "bad-connection")
+            if kind == states.KIND_UNCERTAIN:
+                kind, diagnostic, category = states.KIND_TRANSIENT, doubt, "bad-connection"
+        if kind == states.KIND_TRANSIENT:
+            limits, now = path.server.limits, self._now_us / 1e6
+            due = retry.next_due(
+                limits.retry_schedule_seconds, held.batch.attempt, now, random.random(), held.batch.first_attempt_at, limits.max_age_seconds
+            )
+            if due is None:
+                kind, category = states.KIND_EXPIRY, "message-expired"
+                status = "4.4.7"
+            else:
+                due_at = int(due * 1e6)
+                path.deferred += 1
+        elif kind == states.KIND_BOUNCE:
+            path.bounced += 1
+        elif kind == states.KIND_DELIVERY:
+            path.delivered += 1
+        self._record(path, session, message, held, index, kind, diagnostic, status, category, due_at)
+        self._close(held)
+
+    def _record(
+        self, path: EgressPath, session: SmtpSession, message: Message, held: HeldBatch, index: int, kind: str, diagnostic: str,
+        status: str, category: str, due_at: int = 0,
+    ) -> None:  # fmt: skip
+        batch, facts = held.batch, session.facts
+        recipient = batch.recipients[index]
+        email = recipient.email
+        self._journal.append(
+            pack_outcome(
+                kind, batch.campaign_id, batch.batch, recipient.number, batch.positions[index], batch.attempt, held.epoch,
+                session.connection_id, path.server.id, self._now_us, held.campaign.queued_at_us,
+                int(batch.first_attempt_at * 1e6) or self._now_us, due_at, len(message.wire), email, message.mail_from.decode(),
+                status, diagnostic, category, facts.mta, facts.source_ip, facts.destination_ip, facts.esmtp,
+                email[email.rfind("@") + 1 :] + facts.queue_suffix,
+            )
+        )  # fmt: skip
+
+    def _local(self, path: EgressPath, held: HeldBatch, index: int, kind: str, status: str, diagnostic: str, category: str) -> None:
+        """Record an outcome that no server had a part in."""
+        batch = held.batch
+        recipient = batch.recipients[index]
+        self._journal.append(
+            pack_outcome(
+                kind, batch.campaign_id, batch.batch, recipient.number, batch.positions[index], batch.attempt, held.epoch, 0,
+                path.server.id, self._now_us, held.campaign.queued_at_us, int(batch.first_attempt_at * 1e6), 0, 0,
+                recipient.email, "", status, one_line(diagnostic.encode("utf-8", "replace")), category, "", "", "", "",
+                recipient.email.rpartition("@")[2] + "/" + path.server.name,
+            )
+        )  # fmt: skip
+        self._close(held)
+
+    def _close(self, held: HeldBatch) -> None:
+        if held.settle():
+            self._settled(held)

@@ -1,0 +1,106 @@
+"""What an engine process asks PostgreSQL besides leases: who is alive, what changed, what a campaign says."""
+
+from collections.abc import Callable
+
+import asyncpg
+import msgspec
+
+from domain.campaign import CampaignContent
+from domain.egress import DeliveryServer, DeliveryServerLimits, EgressConfig
+
+_ALIVE_SECONDS = 10  # an engine not seen for longer has no share of the limits
+
+
+class SuppressionChange(msgspec.Struct, frozen=True):
+    """One address that became suppressed, or is no longer. user_id 0: the whole system; list_id 0: all lists of the user."""
+
+    user_id: int
+    list_id: int
+    email_key: str
+    removed: bool
+
+
+async def register(pool: asyncpg.Pool, engine_id: str, node: str, pid: int, journal_directory: str) -> None:
+    """Enter this engine in the table of engines."""
+    await pool.execute(
+        "insert into engines (id, node, pid, journal_directory) values ($1, $2, $3, $4)", engine_id, node, pid, journal_directory
+    )
+
+
+async def seen(pool: asyncpg.Pool, engine_id: str) -> tuple[int, int]:
+    """Say that this engine lives. Returns (its rank, how many engines live), which is how limits are shared."""
+    rows = await pool.fetch(
+        "with me as (update engines set seen_at = now() where id = $1) "
+        "select id from engines where stopped_at is null and (id = $1 or seen_at > now() - make_interval(secs => $2)) order by id",
+        engine_id,
+        _ALIVE_SECONDS,
+    )
+    ids = [row["id"] for row in rows]
+    return (ids.index(engine_id), len(ids)) if engine_id in ids else (0, max(1, len(ids)))
+
+
+async def stopped(pool: asyncpg.Pool, engine_id: str) -> None:
+    """Say that this engine has ended in order."""
+    await pool.execute("update engines set stopped_at = now() where id = $1", engine_id)
+
+
+async def egress_version(pool: asyncpg.Pool) -> int:
+    """The number that every change of a delivery server raises."""
+    return int(await pool.fetchval("select version from egress_version"))
+
+
+async def egress_config(pool: asyncpg.Pool) -> EgressConfig:
+    """Every delivery server, and the version they stand at."""
+    async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+        version = await conn.fetchval("select version from egress_version")
+        rows = await conn.fetch(
+            "select id, user_id, name, host, port, security, connect_timeout_seconds, username, password_sealed, link_domain, "
+            "open_domain, mfrom, enforced_from, use_list_sender_as_mfrom, use_list_sender_as_from, limits::text as limits, enabled, "
+            "version from delivery_servers where deleted_at is null"
+        )
+    servers = {}
+    for row in rows:
+        fields = dict(row)
+        fields["limits"] = msgspec.json.decode(fields["limits"], type=DeliveryServerLimits)
+        servers[row["id"]] = DeliveryServer(**fields)
+    return EgressConfig(version, servers)
+
+
+async def campaign_versions(pool: asyncpg.Pool, campaign_ids: list[int]) -> dict[int, tuple[str, int]]:
+    """State and content version of each campaign."""
+    rows = await pool.fetch("select id, state, version from campaigns where id = any($1)", campaign_ids)
+    return {row["id"]: (row["state"], row["version"]) for row in rows}
+
+
+async def campaign_content(pool: asyncpg.Pool, campaign_id: int) -> tuple[CampaignContent, str] | None:
+    """What a campaign says, and its priority class; None if there is no such campaign."""
+    row = await pool.fetchrow(
+        "select c.id, c.version, c.user_id, c.list_id, c.name, c.subject, c.from_name, c.from_email, c.reply_to, c.html, c.text, "
+        "l.name as list_name, l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
+        "extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class "
+        "from campaigns c join lists l on l.id = c.list_id where c.id = $1",
+        campaign_id,
+    )
+    if row is None:
+        return None
+    fields = dict(row)
+    mail_class = fields.pop("mail_class")
+    return CampaignContent(**fields), mail_class
+
+
+async def suppression_changes(pool: asyncpg.Pool, since: int, apply: Callable[[SuppressionChange], None]) -> int:
+    """Hand every suppression changed by a transaction not older than `since` (0: all) to `apply`; returns where to go on from.
+
+    A row is found even when its transaction commits after a younger one: `since` is the xmin of a snapshot, below which
+    everything has ended. The price is that some rows come twice, which a set does not mind.
+    """
+    async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+        horizon = await conn.fetchval("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
+        async for row in conn.cursor(
+            "select coalesce(user_id, 0), coalesce(list_id, 0), email_key, removed_at is not null from suppressions "
+            "where changed >= $1::bigint::text::xid8",
+            since,
+            prefetch=5000,
+        ):
+            apply(SuppressionChange(*row))
+    return int(horizon)

@@ -1,0 +1,192 @@
+"""The feeder's queries against a real PostgreSQL: numbering, announcing, calling back, retrying, cancelling, ending."""
+
+import asyncio
+
+import pytest
+
+from domain import states
+from store import feed, leases
+from store.postgres import Pool
+from tests.store import seed
+
+
+async def state_of(pool: Pool, campaign: int) -> str:
+    return str(await pool.fetchval("select state from campaigns where id = $1", campaign))
+
+
+async def active(pool: Pool, campaign: int) -> feed.ActiveCampaign:
+    async with pool.acquire() as conn:
+        return next(c for c in await feed.active_campaigns(conn) if c.id == campaign)
+
+
+@pytest.mark.parametrize(("recipients", "sizes"), [(0, []), (1, [1]), (500, [500]), (1001, [500, 500, 1])])
+async def test_recipients_are_numbered_once_and_cut_into_batches(pool: Pool, recipients: int, sizes: list[int]) -> None:
+    campaign = await seed.campaign(pool, recipients=recipients)
+    async with pool.acquire() as conn:
+        assert await feed.prepare(conn, campaign, 500) == recipients
+        assert await feed.prepare(conn, campaign, 500) == 0
+    rows = await pool.fetch("select number, email from recipients where campaign_id = $1 order by number", campaign)
+    assert [row["number"] for row in rows] == list(range(1, recipients + 1))
+    lengths = await pool.fetch("select length(done) as size from batches where campaign_id = $1 order by batch", campaign)
+    assert [row["size"] for row in lengths] == sizes
+    assert await state_of(pool, campaign) == states.RUNNING
+
+
+async def test_a_campaign_paused_or_cancelled_while_it_is_prepared_stays_so(pool: Pool) -> None:
+    for state in (states.PAUSED, states.CANCELLING):
+        campaign = await seed.campaign(pool, recipients=10, state=state)
+        async with pool.acquire() as conn:
+            await feed.prepare(conn, campaign, 500)
+        assert await state_of(pool, campaign) == state
+
+
+async def test_two_feeders_never_lead_at_once(pool: Pool) -> None:
+    async with pool.acquire() as one, pool.acquire() as other:
+        assert await feed.try_to_lead(one)
+        assert not await feed.try_to_lead(other)
+
+
+async def test_each_batch_is_announced_once_in_order(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=1200)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        first = await feed.announce(conn, campaign, 2)
+        rest = await feed.announce(conn, campaign, 10)
+        assert [a.batch for a in first + rest] == [1, 2, 3]
+        assert await feed.announce(conn, campaign, 10) == []
+        positions, recipients = await feed.recipients_of(conn, rest[0])
+    assert positions == list(range(200))
+    assert recipients[0].number == 1001
+    assert recipients[0].email == "p1001@people.example"
+    assert recipients[0].data == b'{"first_name" : "Ada 1001"}'
+
+
+async def test_an_announcement_that_got_lost_is_made_again_with_the_same_date(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        before = (await feed.announce(conn, campaign, 1))[0]
+        assert await feed.call_back_announced(conn, campaign, 60.0) == 0
+        assert await feed.call_back_announced(conn, campaign, 0.0) == 1
+        after = (await feed.announce(conn, campaign, 1))[0]
+    assert after.queued_at == before.queued_at
+
+
+async def test_a_leased_batch_is_called_back_only_when_its_lease_has_ended(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 1)
+        await leases.grant(pool, "one", [(campaign, 1)], 30.0)
+        assert await feed.call_back_ended_leases(conn, campaign) == 0
+        assert await feed.call_back_announced(conn, campaign, 0.0) == 0
+        await leases.extend(pool, "one", [(campaign, 1)], -1.0)
+        assert await feed.call_back_ended_leases(conn, campaign) == 1
+        assert [a.batch for a in await feed.announce(conn, campaign, 1)] == [1]
+
+
+async def test_recipients_that_have_an_outcome_are_not_announced_again(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=12)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await pool.execute("update batches set done = B'111111110100' where campaign_id = $1", campaign)
+        positions, recipients = await feed.recipients_of(conn, (await feed.announce(conn, campaign, 1))[0])
+    assert positions == [8, 10, 11]
+    assert [r.number for r in recipients] == [9, 11, 12]
+
+
+async def test_due_retries_become_one_batch_per_attempt_number(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await pool.execute(
+            "insert into retries select $1, n, case when n < 4 then 2 else 3 end, now() + make_interval(secs => case n when 9 then 60 else -1 end), "
+            "now() - interval '1 minute' from unnest(array[1, 3, 5, 7, 9]) n",
+            campaign,
+        )
+        assert await feed.batch_due_retries(conn, campaign, 500) == 4
+        assert await feed.batch_due_retries(conn, campaign, 500) == 0
+        announced = [a for a in await feed.announce(conn, campaign, 10) if a.attempt > 1]
+        assert sorted((a.attempt, a.numbers) for a in announced) == [(2, [1, 3]), (3, [5, 7])]
+        assert all(a.first_attempt_at is not None for a in announced)
+        positions, recipients = await feed.recipients_of(conn, next(a for a in announced if a.attempt == 3))
+    assert positions == [0, 1]
+    assert [r.number for r in recipients] == [5, 7]
+
+
+async def test_cancelling_ends_every_recipient_without_an_outcome_once(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=1200)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 2)
+        await pool.execute("update batches set done = ('11' || repeat('0', 498))::varbit where campaign_id = $1 and batch = 1", campaign)
+        await pool.execute("insert into retries values ($1, 2, 2, now(), now())", campaign)
+        await leases.grant(pool, "one", [(campaign, 2)], 30.0)
+        await pool.execute("update campaigns set state = 'cancelling' where id = $1", campaign)
+        while await feed.cancel_some(conn, campaign):
+            pass
+        assert not await feed.finish(conn, await active(pool, campaign))  # batch 2 is still leased
+        await leases.hand_back(pool, "one", [(campaign, 2)])
+        while await feed.cancel_some(conn, campaign):
+            pass
+        assert await feed.finish(conn, await active(pool, campaign))
+    rows = await pool.fetch("select number, count(*) as records from accounting where campaign_id = $1 and kind = 'c' group by 1 order by 1", campaign)
+    assert [row["number"] for row in rows] == list(range(2, 1201))  # 1 had its outcome, 2 was deferred
+    assert {row["records"] for row in rows} == {1}
+    assert await pool.fetchval("select sum(cancelled) from campaign_totals where campaign_id = $1", campaign) == 1199
+    assert await state_of(pool, campaign) == states.CANCELLED
+
+
+async def test_a_campaign_ends_when_no_batch_and_no_retry_is_left(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        assert not await feed.finish(conn, await active(pool, campaign))
+        await pool.execute("update batches set state = 'settled', done = B'1111111111' where campaign_id = $1", campaign)
+        await pool.execute("insert into retries values ($1, 2, 2, now(), now())", campaign)
+        assert not await feed.finish(conn, await active(pool, campaign))
+        await pool.execute("delete from retries where campaign_id = $1", campaign)
+        assert await feed.finish(conn, await active(pool, campaign))
+    assert await state_of(pool, campaign) == states.COMPLETED
+
+
+async def test_dropping_a_campaigns_partitions_needs_no_delete(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await conn.execute(f"drop table recipients_c{campaign}, batches_c{campaign}, retries_c{campaign}, accounting_c{campaign}")
+    assert await pool.fetchval("select count(*) from recipients") == 0
+
+
+async def test_of_many_engines_that_ask_for_a_lease_one_gets_it(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 1)
+    grants = await asyncio.gather(*(leases.grant(pool, f"engine {n}", [(campaign, 1)], 30.0) for n in range(8)))
+    assert sorted(map(len, grants)) == [0] * 7 + [1]
+
+
+async def test_a_lease_that_ends_goes_to_one_other_engine_with_a_new_epoch(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    key = (campaign, 1)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 1)
+        assert (await leases.grant(pool, "one", [key], -1.0))[key][0] == 1
+        await feed.call_back_ended_leases(conn, campaign)
+        await feed.announce(conn, campaign, 1)
+    assert (await leases.grant(pool, "two", [key], 30.0))[key][0] == 2
+    assert await leases.extend(pool, "one", [key], 30.0) == set()
+    assert await leases.extend(pool, "two", [key], 30.0) == {key}
+    await leases.hand_back(pool, "one", [key])
+    assert await leases.extend(pool, "two", [key], 30.0) == {key}
+
+
+async def test_no_lease_is_given_while_the_campaign_does_not_run(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 1)
+    await pool.execute("update campaigns set state = 'paused' where id = $1", campaign)
+    assert await leases.grant(pool, "one", [(campaign, 1)], 30.0) == {}
