@@ -87,8 +87,9 @@ async def update(conn: PooledConnection, user_id: int | None, list_id: int, fiel
 
 
 async def delete(conn: PooledConnection, user_id: int | None, list_id: int) -> None:
-    """Take a list out of use; its rows stay. Raises NotFound; Conflict while an unfinished campaign needs it."""
+    """Take a list out of use; its rows stay. Call it in a transaction. Raises NotFound; Conflict while an unfinished campaign needs it."""
     await get(conn, user_id, list_id)
+    await conn.execute("select from lists where id = $1 for update", list_id)  # a start holds it for share
     busy = await conn.fetchval("select id from campaigns where list_id = $1 and state not in ('completed', 'cancelled') limit 1", list_id)
     if busy is not None:
         raise Conflict(f"campaign {busy} still needs list {list_id}; cancel or delete the campaign first")

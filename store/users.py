@@ -68,11 +68,16 @@ def hash_key(text: str) -> bytes:
 
 
 def prefix_of(text: str) -> str | None:
-    """The prefix of a key `slk_<prefix>_<secret>`; None when it does not look like one."""
-    parts = text.split("_", 2)
-    if len(text) > 200 or len(parts) != 3 or parts[0] != "slk" or not parts[1].isalnum() or not parts[1].isascii():
+    """What a key is found by: the middle of `slk_<prefix>_<secret>`; None when it cannot be a key.
+
+    An admin key from the settings may have another form; it is found by a part of its hash.
+    """
+    if not 16 <= len(text) <= 200 or not text.isascii() or not text.isprintable():
         return None
-    return parts[1] if len(parts[1]) <= 32 and len(parts[2]) >= 32 else None
+    parts = text.split("_", 2)
+    if len(parts) == 3 and parts[0] == "slk" and parts[1].isalnum() and len(parts[2]) >= 32:
+        return parts[1]
+    return "." + hashlib.sha256(b"prefix " + text.encode()).hexdigest()[:16]
 
 
 async def create_user(conn: PooledConnection, name: str, email: str = "") -> User:
@@ -158,7 +163,7 @@ async def ensure_admin(pool: Pool, path: Path, given: str = "") -> str:
     """Make sure there is a user `admin` with a working admin key, and return that key's text.
 
     The key is `given` (settings control.admin_key) or the one in the file `path`, which is made (mode 0600) when missing.
-    Safe to call at every start and from several nodes at once. Raises Invalid when the key has another form.
+    Safe to call at every start and from several nodes at once. Raises Invalid when it cannot be a key.
     """
     text = given.strip()
     if not text and path.exists():
@@ -166,7 +171,7 @@ async def ensure_admin(pool: Pool, path: Path, given: str = "") -> str:
     prefix = prefix_of(text) if text else None
     if text and prefix is None:
         where = "control.admin_key" if given else str(path)
-        raise Invalid(where, "must look like slk_<prefix>_<secret>, the secret of at least 32 characters; leave it empty to have one made")
+        raise Invalid(where, "must be 16 to 200 ASCII characters without line breaks; leave it empty to have one made")
     if not text:
         text, prefix, _ = make_key()
         _write_secret(path, text)
