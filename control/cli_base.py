@@ -8,18 +8,18 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    import asyncpg
     import click
     import redis.asyncio
 
     from config.keys import Keyring
     from config.settings import Settings
     from store.embedded import Backends
+    from store.postgres import Pool
 elif sys.stdout.isatty():
     import rich_click as click
 else:
@@ -37,7 +37,16 @@ EPILOG: Final = (
     "2 = it could not run (arguments, settings, a store or port that is not available)."
 )
 
+
+class _HasName(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+
+
 _T = TypeVar("_T")
+_Named = TypeVar("_Named", bound=_HasName)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -67,13 +76,14 @@ def json_option(command: _Command) -> _Command:
 class Stores:
     """PostgreSQL, Redis, keys, and whom this command acts for: the local administrator."""
 
-    def __init__(self, settings: "Settings", pool: "asyncpg.Pool[asyncpg.Record]", redis: "redis.asyncio.Redis",
-                 keyring: "Keyring", user_id: int) -> None:  # fmt: skip
+    def __init__(self, settings: "Settings", pool: "Pool", redis: "redis.asyncio.Redis",
+                 keyring: "Keyring", user_id: int, admin_key: str) -> None:  # fmt: skip
         self.settings = settings
         self.pool = pool
         self.redis = redis
         self.keyring = keyring
         self.user_id = user_id
+        self.admin_key = admin_key
 
 
 def dump(value: object) -> str:
@@ -210,25 +220,56 @@ def with_stores(work: "Callable[[Stores], Awaitable[_T]]") -> _T:
     Raises Unavailable when one of them does not answer, ConfigurationError when the settings are refused.
     """
     from config.load import state_directory
-    from store import embedded
+    from store import embedded, migrate
 
     settings = load_settings()
     # Private servers are children of the thread that starts them, so this happens here and not inside the event loop.
     with embedded.resolve(settings.database.url, settings.redis.url, state_directory(settings)) as backends:
-        return asyncio.run(_work_with(settings, backends, work))
+
+        async def opened() -> _T:
+            await migrate.apply(backends.database_url)
+            async with open_stores(settings, backends) as stores:
+                return await work(stores)
+
+        return asyncio.run(opened())
 
 
-async def _work_with(settings: "Settings", backends: "Backends", work: "Callable[[Stores], Awaitable[_T]]") -> _T:
+@contextlib.asynccontextmanager
+async def open_stores(settings: "Settings", backends: "Backends") -> AsyncIterator[Stores]:
+    """The stores at `backends`, whose database is migrated, for the local administrator. Raises Unavailable, Failed."""
     from config.keys import load_keyring
-    from store import batch_queue, migrate, postgres, users
+    from config.load import admin_key_path
+    from store import batch_queue, postgres, users
 
-    await migrate.apply(backends.database_url)
     pool = await postgres.open_pool(backends.database_url, 4, settings.database.command_timeout_seconds)
     redis = batch_queue.connect(backends.redis_url, settings.redis.timeout_seconds)
     try:
-        user_id = await users.local_administrator(pool)
-        async with postgres.broken_links_as_unavailable():
-            return await work(Stores(settings, pool, redis, load_keyring(settings), user_id))
+        key = await users.ensure_admin(pool, admin_key_path(settings), settings.control.admin_key)
+        async with postgres.connection(pool) as conn:
+            owner = await users.find_key(conn, users.prefix_of(key) or "")
+        if owner is None:
+            fail("the local administrator's key is revoked or its user disabled; remove admin.key from the state directory")
+        yield Stores(settings, pool, redis, load_keyring(settings), owner.user_id, key)
     finally:
         await redis.aclose()
         await pool.close()
+
+
+async def find_by_name(kind: str, reference: str, page: "Callable[[int, int], Awaitable[Sequence[_Named]]]") -> "_Named":
+    """The thing `reference` means: its name, or its id. `page(after, limit)` gives things by id. Raises NotFound.
+
+    A name wins over an id, so a list named `7` can be reached; the walk is over what one operator has, not over subscribers.
+    """
+    from domain.errors import NotFound
+
+    after, by_id = 0, None
+    while things := await page(after, 500):
+        for thing in things:
+            if thing.name == reference:
+                return thing
+            if str(thing.id) == reference:
+                by_id = thing
+        after = things[-1].id
+    if by_id is None:
+        raise NotFound(kind, reference)
+    return by_id

@@ -169,12 +169,12 @@ _STORIES: Final = (
      "followed last month’s recipe to the letter: it was <em>twelve</em> hours, not two."),
      "https://www.slowpost.example/kitchen/three-day-bread", "To the recipe"),
     ("A map drawn by postmen",
-     ("Every dog, every broken gate, every house where somebody always opens the door: Zoltán, Åse and 美咲 copied forty years of pencil "
-     "notes onto one sheet. It shows a town no satellite has seen. We print it at full size, with the jokes left in and the names left out."),
+     ("Every dog, every broken gate, every house where somebody always opens the door: Zoltán, Åse and 美咲 copied forty years of "
+     "pencil notes onto one sheet. It shows a town no satellite has seen. We print it large, with the jokes left in, the names left out."),
      "https://www.slowpost.example/maps/postmen", "Unfold the map"),
     ("Letters to us",
-     ("Ondřej wants to know whether a fax is slow enough to count. Yes. Thandiwe has counted the clocks in her station: eleven, of which one "
-     "is right. “I set my watch by the wrong ones,” she writes, “they agree with each other.” We have sent her the twelfth."),
+     ("Ondřej wants to know whether a fax is slow enough to count. Yes. Thandiwe has counted the clocks in her station: eleven, of which "
+     "one is right. “I set my watch by the wrong ones,” she writes, “they agree with each other.” We have sent her the twelfth."),
      "https://www.slowpost.example/readers/12", "Write back"),
 )  # fmt: skip
 

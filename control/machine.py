@@ -21,7 +21,9 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", module, *arguments)
 
 
-def environment(config: Path | None, *, database_url: str = "", redis_url: str = "", more: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(
+    config: Path | None, *, database_url: str = "", redis_url: str = "", more: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """What every child gets: ours, the stores that were chosen, the settings file, and our packages before the working directory's.
 
     PYTHONSAFEPATH matters: `-m` would otherwise put the working directory first on the path, and names like `config` are common.

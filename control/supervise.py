@@ -7,6 +7,7 @@ growing pause, so that a crash loop can neither spin nor hide.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -211,7 +212,8 @@ class Supervisor:
         running.process = process
         if self._stopping:  # stop() came while the child was being spawned, and did not see it
             _signal(process, signal.SIGTERM)
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         pumps = (asyncio.create_task(self._pump(running, process.stdout, stdout=True)),
                  asyncio.create_task(self._pump(running, process.stderr, stdout=False)))  # fmt: skip
         try:
@@ -272,11 +274,13 @@ def check_ports(wanted: Mapping[str, tuple[str, int]]) -> None:
         raise ConfigurationError(problems)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Different ports nobody listens on at this moment."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _die_with(parent: int) -> Callable[[], None]:

@@ -19,7 +19,9 @@ def main(settings: Settings, config: Path | None, *, engines: int | None, log_fi
     # Private servers are children of the thread that starts them, so this happens here and not inside the event loop.
     with embedded.resolve(settings.database.url, settings.redis.url, state) as backends:
         say(f"stores: {backends.chosen}")
-        asyncio.run(_run(settings, config, backends, engines=machine.engine_count(settings, engines), log=state / "log" if log_files else None))
+        asyncio.run(
+            _run(settings, config, backends, engines=machine.engine_count(settings, engines), log=state / "log" if log_files else None)
+        )
     say("stopped")
     return OK
 
@@ -43,8 +45,8 @@ async def _run(settings: Settings, config: Path | None, backends: embedded.Backe
         await asyncio.gather(starting, return_exceptions=True)
         return
     ready = starting.result()
-    say(f"ready: {engines} engine{'s' if engines > 1 else ''}, " + ", ".join(f"{name} {' '.join(words.values())}" for name, words in ready.items()
-        if not name.startswith("engine")))  # fmt: skip
+    listening = [f"{name} {' '.join(words.values())}" for name, words in ready.items() if not name.startswith("engine")]
+    say(f"ready: {engines} engine{'s' if engines > 1 else ''}, {', '.join(listening)}")
     if log is not None:
         say(f"logs: {log}")
     await stopped

@@ -113,7 +113,8 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
 import asyncio, os, sys
 from control.supervise import Child, Supervisor
 async def main():
-    machine = Supervisor([Child(name="one", argv=(sys.executable, "-c", {GOOD!r}), ready="thing ready")], environment=dict(os.environ), say=print)
+    child = Child(name="one", argv=(sys.executable, "-c", {GOOD!r}), ready="thing ready")
+    machine = Supervisor([child], environment=dict(os.environ), say=print)
     await machine.start()
     print(machine.pids()["one"], flush=True)
     await asyncio.sleep(60)
@@ -168,7 +169,7 @@ def test_a_port_in_use_is_refused_with_the_setting_to_change() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError) as refused:
-            supervise.check_ports({"control.port": ("127.0.0.1", port), "inbound.smtp_port": ("127.0.0.1", supervise.free_port())})
+            supervise.check_ports({"control.port": ("127.0.0.1", port), "inbound.smtp_port": ("127.0.0.1", supervise.free_ports(1)[0])})
     assert refused.value.problems == [
         f"control.port: cannot listen on 127.0.0.1:{port} (Address already in use); stop what uses it or set SLUICE_CONTROL__PORT"
     ]

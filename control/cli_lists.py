@@ -1,0 +1,383 @@
+"""`sluice import`, `list`, `suppress` and `key`: recipients, who must not be mailed, and who may use the API."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from control.cli_base import EPILOG, Stores, click, facts, find_by_name, json_option, say, table, with_stores, write_json
+
+if TYPE_CHECKING:
+    from domain.import_rows import Format
+    from store.imports import ImportReport
+    from store.lists import List
+    from store.suppressions import Suppressed
+    from store.users import ApiKey
+
+_BLOCK_BYTES: Final = 256 * 1024
+_SHOWN_REFUSALS: Final = 20
+
+
+async def find_list(stores: Stores, reference: str) -> "List":
+    """A list by name or id. Raises NotFound."""
+    from store import lists, postgres
+
+    async with postgres.connection(stores.pool) as conn:
+        return await find_by_name("list", reference, lambda after, limit: lists.list_lists(conn, stores.user_id, after, limit))
+
+
+# --- import -------------------------------------------------------------------------------------------------------------
+@click.command("import", epilog=EPILOG)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--list", "list_name", required=True, metavar="NAME", help="List to import into: its name or id.")
+@click.option("--create", is_flag=True, help="Create the list if there is none of that name.")
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "ndjson"]), help="Default: by the ending of the file (.ndjson, .jsonl; else CSV)."
+)
+@click.option(
+    "--refusals", type=click.Path(dir_okay=False, writable=True), help="Write every refused row to this CSV file: row, field, reason."
+)
+@json_option
+def import_command(file: str, list_name: str, create: bool, form: str | None, refusals: str | None, as_json: bool) -> None:
+    """Import recipients from FILE (`-` = standard input) into a list.
+
+    CSV needs a header line with a column `email`; every other column becomes a field of the list. NDJSON: one object a line. Rows that
+    cannot be used are refused one by one, with row number, field and reason; the good ones are imported. Row 1 is the first one after
+    the header. Importing the same file again changes nothing.
+    """
+    report = with_stores(lambda stores: _import(stores, file, list_name, create, form, refusals))
+    if as_json:
+        write_json(report)
+        return
+    facts([
+        ("list", f"{list_name} (id {report.list_id})"),
+        ("rows", report.rows),
+        ("imported", report.imported),
+        ("updated", report.updated),
+        ("refused", report.refused),
+    ])  # fmt: skip
+    if report.refusals:
+        click.echo()
+        table("", (">row", "field", "reason"), ((r.row, r.field, r.reason) for r in report.refusals[:_SHOWN_REFUSALS]))
+    if report.refused > _SHOWN_REFUSALS and not refusals:
+        say(f"… {report.refused - _SHOWN_REFUSALS:,} more; --refusals FILE writes them all, --json the first 1,000")
+
+
+async def _import(stores: Stores, file: str, list_name: str, create: bool, form: str | None, refusals: str | None) -> "ImportReport":
+    from domain.errors import NotFound
+    from store import lists, postgres
+
+    try:
+        target = await find_list(stores, list_name)
+    except NotFound:
+        if not create:
+            raise
+        async with postgres.connection(stores.pool) as conn:
+            target = await lists.create(conn, stores.user_id, list_name, "", "")
+    format_name = form or ("ndjson" if Path(file).suffix.lower() in (".ndjson", ".jsonl") else "csv")
+    report = await import_file(stores, target.id, None if file == "-" else Path(file), format_name)
+    if refusals:
+        await _write_refusals(stores, report.id, Path(refusals))
+    return report
+
+
+async def import_file(stores: Stores, list_id: int, path: Path | None, form: str) -> "ImportReport":
+    """Import a file (None: standard input) into a list, with progress on standard error at a terminal. The demo uses it as well."""
+    from store import imports
+
+    progress = _progress() if sys.stderr.isatty() else None
+    kind: Format = "ndjson" if form == "ndjson" else "csv"
+    try:
+        return await imports.run_import(stores.pool, stores.user_id, list_id, _blocks(path), kind, progress=progress)
+    finally:
+        if progress is not None:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _progress() -> Callable[[int, int], None]:
+    last = 0.0
+
+    def show(rows: int, refused: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 0.2:
+            last = time.monotonic()
+            click.echo(f"\r\x1b[Kimporting: {rows:,} rows read, {refused:,} refused", nl=False, err=True)
+
+    return show
+
+
+async def _blocks(path: Path | None) -> AsyncIterator[bytes]:
+    file = sys.stdin.buffer if path is None else path.open("rb")
+    try:
+        while block := await asyncio.to_thread(file.read, _BLOCK_BYTES):
+            yield block
+    finally:
+        if path is not None:
+            file.close()
+
+
+async def _write_refusals(stores: Stores, import_id: int, path: Path) -> None:
+    import csv
+
+    from store import imports
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(("row", "field", "reason"))
+        after = 0
+        while page := await imports.refusals(stores.pool, None, import_id, after, 10_000):
+            out.writerows((refusal.row, refusal.field, refusal.reason) for refusal in page)
+            after = page[-1].row
+
+
+# --- lists --------------------------------------------------------------------------------------------------------------
+@click.group("list", epilog=EPILOG)
+def list_group() -> None:
+    """Lists of recipients."""
+
+
+@list_group.command("create", epilog=EPILOG)
+@click.argument("name")
+@click.option("--sender-name", default="", help="Name shown as sender where a campaign names none.")
+@click.option("--sender-email", default="", help="Address used as sender where a campaign or delivery server says so.")
+@click.option(
+    "--field", "fields", multiple=True, metavar="NAME[:KIND]", help="A field of merge data; KIND is text (default), number, date or list."
+)
+@json_option
+def list_create(name: str, sender_name: str, sender_email: str, fields: tuple[str, ...], as_json: bool) -> None:
+    """Create a list. Fields need not be named: an import adds those of its header."""
+    made = with_stores(lambda stores: _create_list(stores, name, sender_name, sender_email, fields))
+    write_json(made) if as_json else click.echo(f"list {made.id} created: {made.name}")
+
+
+async def _create_list(stores: Stores, name: str, sender_name: str, sender_email: str, fields: tuple[str, ...]) -> "List":
+    from domain import address
+    from domain.errors import Invalid
+    from store import lists, postgres
+
+    if sender_email:
+        sender_email = address.parse(sender_email, "--sender-email").text
+    async with postgres.transaction(stores.pool) as conn:
+        made = await lists.create(conn, stores.user_id, name, sender_name, sender_email)
+        for field in fields:
+            field_name, _, kind = field.partition(":")
+            if kind not in ("", "text", "number", "date", "list"):
+                raise Invalid("--field", "KIND must be text, number, date or list", field)
+            await lists.create_field(conn, stores.user_id, made.id, field_name, kind or "text")  # type: ignore[arg-type]
+        return made
+
+
+@list_group.command("show", epilog=EPILOG)
+@click.argument("name")
+@json_option
+def list_show(name: str, as_json: bool) -> None:
+    """Show a list (name or id): sender, fields, subscribers by state."""
+
+    async def work(stores: Stores) -> dict[str, object]:
+        from store import lists, postgres, subscribers
+
+        found = await find_list(stores, name)
+        async with postgres.connection(stores.pool) as conn:
+            fields = await lists.fields(conn, None, found.id)
+            counts = await subscribers.count(conn, found.id)
+        return {"id": found.id, "name": found.name, "sender_name": found.sender_name, "sender_email": found.sender_email,
+                "created_at": found.created_at, "fields": fields, "subscribers": counts}  # fmt: skip
+
+    shown = with_stores(work)
+    if as_json:
+        write_json(shown)
+        return
+    fields, counts = shown.pop("fields"), shown.pop("subscribers")
+    facts(shown.items())
+    facts([("fields", ", ".join(f"{field.name} ({field.kind})" for field in fields) or "none")])  # type: ignore[attr-defined]
+    table("subscribers", ("state", ">count"), counts.items())  # type: ignore[attr-defined]
+
+
+@list_group.command("list", epilog=EPILOG)
+@json_option
+def list_list(as_json: bool) -> None:
+    """Show all lists."""
+
+    async def work(stores: Stores) -> "list[List]":
+        from store import lists, postgres
+
+        async with postgres.connection(stores.pool) as conn:
+            return await lists.list_lists(conn, None, 0, 10_000)
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+    else:
+        table(
+            "lists", (">id", "name", "sender", "created"), ((entry.id, entry.name, entry.sender_email, entry.created_at) for entry in found)
+        )
+
+
+# --- suppressions -------------------------------------------------------------------------------------------------------
+@click.group("suppress", epilog=EPILOG)
+def suppress_group() -> None:
+    """Addresses that must not be mailed."""
+
+
+_SCOPE_LIST = click.option("--list", "list_name", metavar="NAME", help="For one list only. Default: for all lists.")
+
+
+@suppress_group.command("add", epilog=EPILOG)
+@click.argument("addresses", nargs=-1, metavar="ADDRESS…")
+@click.option(
+    "--file", "file", type=click.File("r", encoding="utf-8"), help="One address a line (`-` = standard input), besides the arguments."
+)
+@click.option("--system", "system", is_flag=True, help="For all users of this installation.")
+@_SCOPE_LIST
+@click.option("--note", default="", help="Why; kept with the suppression.")
+@json_option
+def suppress_add(addresses: tuple[str, ...], file: "TextIO | None", system: bool, list_name: str | None, note: str,
+                 as_json: bool) -> None:  # fmt: skip
+    """Suppress addresses. Engines know within a second, also for what is queued already."""
+    given = list(addresses) + ([line.strip() for line in file if line.strip()] if file is not None else [])
+    if not given:
+        raise click.UsageError("name at least one address, or --file")
+    if system and list_name:
+        raise click.UsageError("--system and --list exclude each other")
+    added = with_stores(lambda stores: suppress(stores, given, system=system, list_name=list_name, note=note))
+    if as_json:
+        write_json({"given": len(given), "added": added})
+    else:
+        click.echo(f"{added:,} suppressed" + (f", {len(given) - added:,} were already" if len(given) > added else ""))
+
+
+async def suppress(stores: Stores, addresses: list[str], *, system: bool = False, list_name: str | None = None, note: str = "") -> int:
+    """Suppress addresses and tell the engines; returns how many are new. Raises Invalid naming the address, NotFound (list)."""
+    from domain import address
+    from store import batch_queue, postgres, suppressions
+
+    keys = [address.key(text, "address") for text in addresses]
+    list_id = (await find_list(stores, list_name)).id if list_name else None
+    async with postgres.transaction(stores.pool) as conn:
+        added = await suppressions.add(conn, None if system else stores.user_id, list_id, keys, "manual", note)
+    await batch_queue.publish_change(stores.redis, "suppressions")
+    return added
+
+
+@suppress_group.command("remove", epilog=EPILOG)
+@click.argument("address")
+@_SCOPE_LIST
+def suppress_remove(address: str, list_name: str | None) -> None:
+    """End every suppression of an address by us or by its recipient; --list ends that list's only."""
+
+    async def work(stores: Stores) -> int:
+        from domain.errors import NotFound
+        from store import batch_queue, postgres, suppressions
+
+        list_id = (await find_list(stores, list_name)).id if list_name else None
+        found = [entry for entry in await _check(stores, address, list_name) if list_name is None or entry.list_id == list_id]
+        if not found:
+            raise NotFound("suppression of", address)
+        async with postgres.transaction(stores.pool) as conn:
+            for entry in found:
+                await suppressions.remove(conn, None, entry.id)
+        await batch_queue.publish_change(stores.redis, "suppressions")
+        return len(found)
+
+    click.echo(f"{with_stores(work)} removed; the address may be mailed again")
+
+
+@suppress_group.command("check", epilog=EPILOG)
+@click.argument("address")
+@_SCOPE_LIST
+@json_option
+def suppress_check(address: str, list_name: str | None, as_json: bool) -> None:
+    """Tell whether an address is suppressed, by whom and why."""
+    found = with_stores(lambda stores: _check(stores, address, list_name))
+    if as_json:
+        write_json({"suppressed": bool(found), "suppressions": found})
+    elif found:
+        table(
+            "suppressed",
+            ("scope", "reason", "note", "since"),
+            ((entry.scope, entry.reason, entry.note, entry.created_at) for entry in found),
+        )
+    else:
+        click.echo("not suppressed")
+
+
+async def _check(stores: Stores, text: str, list_name: str | None) -> "list[Suppressed]":
+    from domain import address
+    from store import postgres, suppressions
+
+    list_id = (await find_list(stores, list_name)).id if list_name else None
+    async with postgres.connection(stores.pool) as conn:
+        return await suppressions.check(conn, stores.user_id, list_id, address.key(text, "address"))
+
+
+# --- API keys -----------------------------------------------------------------------------------------------------------
+@click.group("key", epilog=EPILOG)
+def key_group() -> None:
+    """Keys for the HTTP API."""
+
+
+@key_group.command("new", epilog=EPILOG)
+@click.argument("name")
+@click.option(
+    "--scope",
+    type=click.Choice(["admin", "user"]),
+    default="user",
+    show_default=True,
+    help="admin: everything; user: own lists and campaigns.",
+)
+@json_option
+def key_new(name: str, scope: str, as_json: bool) -> None:
+    """Make a key. It is shown once, here, and cannot be read again."""
+
+    async def work(stores: Stores) -> dict[str, object]:
+        from store import postgres, users
+
+        async with postgres.transaction(stores.pool) as conn:
+            made, text = await users.create_key(conn, stores.user_id, name, "admin" if scope == "admin" else "user")
+        return {"id": made.id, "name": made.name, "scope": made.scope, "prefix": made.prefix, "key": text}
+
+    made = with_stores(work)
+    if as_json:
+        write_json(made)
+    else:
+        say("keep it safe: it is shown only now")
+        click.echo(made["key"])
+
+
+@key_group.command("list", epilog=EPILOG)
+@json_option
+def key_list(as_json: bool) -> None:
+    """Show all keys, without their secrets."""
+
+    async def work(stores: Stores) -> "list[ApiKey]":
+        from store import postgres, users
+
+        async with postgres.connection(stores.pool) as conn:
+            return await users.list_keys(conn, stores.user_id)
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+    else:
+        table("API keys", (">id", "name", "scope", "prefix", "created", "revoked"),
+              ((key.id, key.name, key.scope, key.prefix, key.created_at, key.revoked_at) for key in found))  # fmt: skip
+
+
+@key_group.command("revoke", epilog=EPILOG)
+@click.argument("key_id", type=int, metavar="ID")
+def key_revoke(key_id: int) -> None:
+    """Revoke a key; it stops working everywhere within 5 s."""
+
+    async def work(stores: Stores) -> None:
+        from store import postgres, users
+
+        async with postgres.transaction(stores.pool) as conn:
+            await users.revoke_key(conn, stores.user_id, key_id)
+
+    with_stores(work)
+    click.echo(f"key {key_id} revoked")
+
+
+COMMANDS: Final = (import_command, list_group, suppress_group, key_group)
