@@ -1,0 +1,27 @@
+# Every command a developer types. They run in .venv, which `python3 run.py` makes.
+PYTHON := .venv/bin/python
+
+.PHONY: build check test bench lock clean
+
+# Compiled modules, in place (SLUICE_CYTHON_DEBUG=1 for the build that checks bounds)
+build:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+
+check:
+	$(PYTHON) -m pytest -q tests/test_layering.py tests/test_sourcecode.py
+
+test:
+	python3 run.py test
+
+bench:
+	$(PYTHON) -m pytest -q bench --benchmark-only
+
+# Universal and hash-locked; needs uv. No index address and no path of this machine may get into it.
+lock:
+	uv --no-config pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--default-index https://pypi.org/simple --python-version 3.11 \
+		--extra embedded --extra dev --extra build --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find ext bench -name '*.so' -delete -o -name '*.c' -delete
