@@ -1,0 +1,378 @@
+"""Accounting: outcomes into PostgreSQL exactly once, and what is asked about them afterwards.
+
+`record` is the ledger's transaction. It moves the journal's cursor, COPYs the rows, and sets the progress bits of the
+batches together, so an outcome is in the ledger once however often a crash or an unclear COMMIT makes us repeat it.
+The row of a batch is locked before its bits are looked at: of two words about one recipient the first is its terminal record,
+the second becomes a `u` record (P1, P4).
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+from asyncpg import BitString
+
+from domain import states
+from domain.campaign import CampaignTotals
+from domain.errors import Conflict, NotFound
+from store.postgres import Pool, PooledConnection, connection, transaction
+
+Cursor: TypeAlias = tuple[int, int]  # (segment, offset); (0, 0) before anything was read
+BatchKey: TypeAlias = tuple[int, int]  # (campaign_id, batch)
+Progress: TypeAlias = dict[BatchKey, tuple[bytearray, int]]  # bits, most significant first, and how many there are
+
+# In the order of ext.journal_record.copy_rows
+COLUMNS = (
+    "campaign_id", "number", "attempt", "kind", "at", "batch", "delivery_server_id", "connection", "size", "status", "category",
+    "diagnostic", "mta", "recipient",
+)  # fmt: skip
+TOTALS_COLUMNS = ("delivered", "bounced", "expired", "suppressed", "cancelled", "deferrals", "uncertain")
+TERMINAL = "".join(states.TERMINAL_KINDS)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class LedgerRows(NamedTuple):
+    """What one block of the journal becomes; `ext.journal_record.copy_rows` says how each is made."""
+
+    copy: list[bytes]
+    retries: list[tuple[int, int, int, int, int]]  # campaign, number, attempt, due at, first attempt at (microseconds)
+    totals: dict[int, list[int]]  # campaign -> rows written, in the order of TOTALS_COLUMNS
+    strays: int
+
+
+async def cursor(pool: Pool, journal: str, *, timeout_seconds: float = 30.0) -> Cursor:
+    """How far the ledger has read a journal. Raises Unavailable."""
+    async with connection(pool, timeout_seconds=timeout_seconds) as conn:
+        row = await conn.fetchrow("select segment, position from journal_cursors where journal = $1", journal, timeout=timeout_seconds)
+    return (row[0], row[1]) if row else (0, 0)
+
+
+async def record(
+    pool: Pool,
+    journal: str,
+    expected: Cursor,
+    new: Cursor,
+    batches: Iterable[BatchKey],
+    campaigns: Iterable[int],
+    make_rows: Callable[[Progress, set[int]], LedgerRows],
+    *,
+    timeout_seconds: float = 30.0,
+) -> int | None:
+    """Write what lies between two places of a journal, in one transaction. Returns how many records were strays.
+
+    `make_rows(progress, existing campaigns)` is called once the rows of `batches` are locked, and sets their new bits in place.
+    None: the journal stood at `new` already, nothing was done. Raises Conflict when it stands anywhere else, and Unavailable
+    when PostgreSQL does not answer; then ask `cursor` again, because the COMMIT may have happened.
+    """
+    async with transaction(pool, timeout_seconds=timeout_seconds) as conn:
+        if not await _move_cursor(conn, journal, expected, new):
+            return None
+        progress = await _lock(conn, batches)
+        existing = await conn.fetch("select id from campaigns where id = any($1)", list(campaigns))
+        before = {key: bytes(bits) for key, (bits, _) in progress.items()}
+        rows = make_rows(progress, {row[0] for row in existing})
+        if any(rows.copy):
+            await conn.copy_to_table("accounting", source=_chunks(rows.copy), columns=COLUMNS, timeout=timeout_seconds)
+        await _settle(conn, {key: found for key, found in progress.items() if found[0] != before[key]})
+        await _schedule(conn, rows.retries)
+        await _count(conn, journal, rows.totals)
+        return rows.strays
+
+
+async def _move_cursor(conn: PooledConnection, journal: str, expected: Cursor, new: Cursor) -> bool:
+    if expected == (0, 0):
+        statement = (
+            "insert into journal_cursors as j (journal, segment, position) values ($1, $4, $5) on conflict (journal) do update "
+            "set segment = $4, position = $5, updated_at = now() where j.segment = $2 and j.position = $3"
+        )
+    else:
+        statement = (
+            "update journal_cursors set segment = $4, position = $5, updated_at = now() "
+            "where journal = $1 and segment = $2 and position = $3"
+        )
+    if (await conn.execute(statement, journal, *expected, *new)).endswith(" 1"):
+        return True
+    row = await conn.fetchrow("select segment, position from journal_cursors where journal = $1", journal)
+    stands_at = (row[0], row[1]) if row else (0, 0)
+    if stands_at == new:
+        return False
+    raise Conflict(
+        f"the ledger has read journal {journal} up to {stands_at}, not {expected}: somebody else reads it, or a COMMIT came late"
+    )
+
+
+async def _lock(conn: PooledConnection, batches: Iterable[BatchKey]) -> Progress:
+    """Lock the rows of `batches` in the order of their keys, so that two ledgers never wait for each other in a circle."""
+    wanted: dict[int, list[int]] = {}
+    for campaign_id, batch in sorted(batches):
+        wanted.setdefault(campaign_id, []).append(batch)
+    progress: Progress = {}
+    for campaign_id, numbers in wanted.items():
+        for batch, done in await conn.fetch(
+            "select batch, done from batches where campaign_id = $1 and batch = any($2) order by batch for update", campaign_id, numbers
+        ):
+            progress[campaign_id, batch] = (bytearray(done.bytes), len(done))
+    return progress
+
+
+async def _settle(conn: PooledConnection, changed: Progress) -> None:
+    by_campaign: dict[int, list[tuple[int, BitString, bool]]] = {}
+    for (campaign_id, batch), (bits, count) in sorted(changed.items()):
+        full = int.from_bytes(bits).bit_count() == count
+        by_campaign.setdefault(campaign_id, []).append((batch, BitString.frombytes(bytes(bits), count), full))
+    for campaign_id, rows in by_campaign.items():
+        await conn.execute(
+            "update batches b set done = n.done, state = case when n.settled then 'settled' else b.state end, "
+            "owner = case when n.settled then null else b.owner end, "
+            "lease_until = case when n.settled then null else b.lease_until end "
+            "from unnest($2::int[], $3::varbit[], $4::boolean[]) as n(batch, done, settled) "
+            "where b.campaign_id = $1 and b.batch = n.batch",
+            campaign_id,
+            *map(list, zip(*rows, strict=True)),
+        )
+
+
+async def _schedule(conn: PooledConnection, retries: list[tuple[int, int, int, int, int]]) -> None:
+    if not retries:
+        return
+    campaigns, numbers, attempts, due, first = zip(*retries, strict=True)
+    await conn.execute(
+        "insert into retries (campaign_id, number, attempt, due_at, first_attempt_at) "
+        "select * from unnest($1::bigint[], $2::int[], $3::smallint[], $4::timestamptz[], $5::timestamptz[]) on conflict do nothing",
+        campaigns,
+        numbers,
+        attempts,
+        [_EPOCH + timedelta(microseconds=at) for at in due],
+        [_EPOCH + timedelta(microseconds=at) for at in first],
+    )
+
+
+async def _count(conn: PooledConnection, journal: str, totals: dict[int, list[int]]) -> None:
+    for campaign_id, counts in sorted(totals.items()):
+        await conn.execute(
+            f"insert into campaign_totals as t (campaign_id, journal, {', '.join(TOTALS_COLUMNS)}) "
+            "values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (campaign_id, journal) do update set "
+            + ", ".join(f"{name} = t.{name} + excluded.{name}" for name in TOTALS_COLUMNS),
+            campaign_id,
+            journal,
+            *counts,
+        )
+
+
+async def _chunks(parts: list[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+# --- the end of an engine -------------------------------------------------------------------------------------------------
+
+
+async def release_owner(pool: Pool, engine_id: str) -> int:
+    """Release every lease of a dead engine and mark it as stopped. Call when the ledger holds its journal. Returns batches."""
+    async with transaction(pool) as conn:
+        done = await conn.execute(
+            "update batches set owner = null, lease_until = null, state = 'pending' where owner = $1 and state = 'queued' "
+            "and campaign_id = any(array(select id from campaigns where finished_at is null))",
+            engine_id,
+        )
+        await conn.execute("update engines set stopped_at = now() where id = $1 and stopped_at is null", engine_id)
+        return int(done.rpartition(" ")[2])
+
+
+async def on_uncertain(pool: Pool, delivery_servers: Iterable[int]) -> dict[int, str]:
+    """What each delivery server wants done with an attempt in doubt (R8): retry, assume_delivered or fail."""
+    rows = await pool.fetch(
+        "select id, coalesce(limits ->> 'on_uncertain', 'retry') from delivery_servers where id = any($1)", list(delivery_servers)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def addresses(pool: Pool, recipients: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """The addresses of (campaign, number)s; those of campaigns that are gone are left out."""
+    wanted: dict[int, list[int]] = {}
+    for campaign_id, number in recipients:
+        wanted.setdefault(campaign_id, []).append(number)
+    found: dict[tuple[int, int], str] = {}
+    for campaign_id, numbers in wanted.items():
+        for number, email in await pool.fetch(
+            "select number, email from recipients where campaign_id = $1 and number = any($2)", campaign_id, numbers
+        ):
+            found[campaign_id, number] = email
+    return found
+
+
+# --- questions ------------------------------------------------------------------------------------------------------------
+
+
+async def totals(pool: Pool, campaign_id: int) -> CampaignTotals:
+    """Progress of one campaign. Raises NotFound."""
+    async with connection(pool) as conn:
+        return await _totals(conn, campaign_id)
+
+
+async def _totals(conn: PooledConnection, campaign_id: int) -> CampaignTotals:
+    row = await conn.fetchrow(
+        "select c.recipients, "
+        + ", ".join(f"coalesce(sum(t.{name}), 0)::bigint as {name}" for name in TOTALS_COLUMNS)
+        + " from campaigns c left join campaign_totals t on t.campaign_id = c.id where c.id = $1 group by c.id",
+        campaign_id,
+    )
+    if row is None:
+        raise NotFound("campaign", campaign_id)
+    return CampaignTotals(**dict(row))
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """The contract, counted from the ledger: input = the five terminal states + queued + missing, each recipient once."""
+
+    input: int
+    delivered: int
+    bounced: int
+    expired: int
+    suppressed: int
+    cancelled: int
+    queued: int  # no terminal record yet, and something will bring one: an open batch or a retry
+    missing: int  # no terminal record, and nothing will ever bring one
+    multiple_terminal: int  # recipients with more than one terminal record
+    disagreeing: int  # recipients or totals that one table calls finished and another does not
+    possible_duplicates: int  # `u` records: attempts that may have reached the recipient besides the one that counts
+
+    @property
+    def clean(self) -> bool:
+        """Whether the contract holds."""
+        return not (self.missing or self.multiple_terminal or self.disagreeing)
+
+
+# Every table says about each number what it knows of it; then one aggregate per number, one over all. Numbers of terminal
+# records, of open bits and of retries are hashed in one pass, so 10 million recipients need no sort and no join.
+_AUDIT = """
+with facts as (
+    select number, 1 as known, 0 as terminal, null::"char" as kind, 0 as open from recipients where campaign_id = $1
+    union all
+    select number, 0, 1, kind, 0 from accounting where campaign_id = $1 and kind = any($2::"char"[])
+    union all
+    select case when b.numbers is null then b.first_number + i else b.numbers[i + 1] end, 0, 0, null, 1
+    from batches b cross join lateral generate_series(0, length(b.done) - 1) as i
+    where b.campaign_id = $1 and b.state <> 'settled' and get_bit(b.done, i) = 0
+    union all
+    select number, 0, 0, null, 1 from retries where campaign_id = $1
+), recipient as (
+    select number, sum(known) as known, sum(terminal) as terminal, min(kind) as kind, sum(open) as open from facts group by number
+)
+select
+    count(*) filter (where known > 0) as input,
+    count(*) filter (where known > 0 and kind = 'd') as delivered,
+    count(*) filter (where known > 0 and kind = 'b') as bounced,
+    count(*) filter (where known > 0 and kind = 'x') as expired,
+    count(*) filter (where known > 0 and kind = 's') as suppressed,
+    count(*) filter (where known > 0 and kind = 'c') as cancelled,
+    count(*) filter (where known > 0 and terminal = 0 and open > 0) as queued,
+    count(*) filter (where known > 0 and terminal = 0 and open = 0) as missing,
+    count(*) filter (where terminal > 1) as multiple_terminal,
+    count(*) filter (where known <> 1 or (terminal > 0 and open > 0) or open > 1) as disagreeing
+from recipient
+"""
+
+
+async def audit(pool: Pool, campaign_id: int, *, timeout_seconds: float = 600.0) -> Audit:
+    """Prove the contract for one campaign from recipients, accounting, batches and retries. Raises NotFound.
+
+    One snapshot, so it is true while the campaign runs; 10 million recipients take well under a minute.
+    """
+    async with transaction(pool, isolation="repeatable_read", readonly=True) as conn:
+        counted = await _totals(conn, campaign_id)
+        await conn.execute("set local work_mem = '192MB'")
+        rows = await conn.fetch(_AUDIT, campaign_id, [kind.encode() for kind in TERMINAL], timeout=timeout_seconds)
+        uncertain = await conn.fetchval(
+            "select count(*) from accounting where campaign_id = $1 and kind = 'u'", campaign_id, timeout=timeout_seconds
+        )
+    found = {name: int(value) for name, value in dict(rows[0]).items()}
+    # the totals people see while a campaign runs must be the ledger's own
+    disagreeing = found.pop("disagreeing") + abs(counted.recipients - found["input"])
+    if not found["multiple_terminal"]:
+        disagreeing += sum(
+            abs(getattr(counted, name) - found[name]) for name in ("delivered", "bounced", "expired", "suppressed", "cancelled")
+        )
+    return Audit(disagreeing=disagreeing, possible_duplicates=uncertain, **found)
+
+
+class ReportLine(msgspec.Struct, frozen=True):
+    """How often one outcome was recorded."""
+
+    kind: str
+    category: str
+    status: str
+    records: int
+
+
+class Diagnostic(msgspec.Struct, frozen=True):
+    """One sentence servers answered with, and how often."""
+
+    kind: str
+    diagnostic: str
+    records: int
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a campaign."""
+
+    totals: CampaignTotals
+    outcomes: list[ReportLine]
+    diagnostics: list[Diagnostic]
+
+
+async def report(pool: Pool, campaign_id: int, *, diagnostics: int = 20, timeout_seconds: float = 120.0) -> Report:
+    """Counts by kind, category and status, and the most frequent answers that were no acceptance. Raises NotFound."""
+    counted = await totals(pool, campaign_id)
+    outcomes = await pool.fetch(
+        "select kind, category, status, count(*) as records from accounting where campaign_id = $1 "
+        "group by 1, 2, 3 order by 4 desc, 1, 2, 3",
+        campaign_id,
+        timeout=timeout_seconds,
+    )
+    answers = await pool.fetch(
+        "select kind, diagnostic, count(*) as records from accounting where campaign_id = $1 and kind <> 'd' and diagnostic <> '' "
+        "group by 1, 2 order by 3 desc, 1, 2 limit $2",
+        campaign_id,
+        diagnostics,
+        timeout=timeout_seconds,
+    )
+    return Report(
+        totals=counted,
+        outcomes=[ReportLine(_letter(row["kind"]), row["category"], row["status"], row["records"]) for row in outcomes],
+        diagnostics=[Diagnostic(_letter(row["kind"]), row["diagnostic"], row["records"]) for row in answers],
+    )
+
+
+class RecipientRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One accounting record of one recipient."""
+
+    number: int
+    attempt: int
+    kind: str
+    at: datetime
+    delivery_server_id: int
+    status: str
+    category: str
+    diagnostic: str
+    mta: str
+    recipient: str
+
+
+async def records_of(pool: Pool, campaign_id: int, number: int, *, timeout_seconds: float = 60.0) -> list[RecipientRecord]:
+    """Every record of one recipient of a campaign, oldest first."""
+    rows = await pool.fetch(
+        "select number, attempt, kind, at, delivery_server_id, status, category, diagnostic, mta, recipient from accounting "
+        "where campaign_id = $1 and number = $2 order by at, attempt",
+        campaign_id,
+        number,
+        timeout=timeout_seconds,
+    )
+    return [RecipientRecord(**{**dict(row), "kind": _letter(row["kind"])}) for row in rows]
+
+
+def _letter(kind: Any) -> str:
+    """asyncpg gives PostgreSQL's "char" as bytes."""
+    return kind.decode() if isinstance(kind, bytes) else str(kind)
