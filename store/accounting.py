@@ -373,6 +373,18 @@ async def records_of(pool: Pool, campaign_id: int, number: int, *, timeout_secon
     return [RecipientRecord(**{**dict(row), "kind": _letter(row["kind"])}) for row in rows]
 
 
+async def delivered_after_deferral(pool: Pool, campaign_id: int, *, timeout_seconds: float = 120.0) -> int:
+    """How many recipients were delivered after a server had refused them for now at least once."""
+    return int(
+        await pool.fetchval(
+            "select count(*) from accounting d where d.campaign_id = $1 and d.kind = 'd' "
+            "and d.number in (select t.number from accounting t where t.campaign_id = $1 and t.kind = 't')",
+            campaign_id,
+            timeout=timeout_seconds,
+        )
+    )
+
+
 def _letter(kind: Any) -> str:
     """asyncpg gives PostgreSQL's "char" as bytes."""
     return kind.decode() if isinstance(kind, bytes) else str(kind)
