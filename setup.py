@@ -34,6 +34,14 @@ directives = {
 }
 
 os.chdir(ROOT)  # module names come from paths relative to the root
+
+# A module built with other flags looks up to date by its time stamp: the last flags are kept, a change builds all anew
+record = Path("build/flags")
+flags = f"{compile_args} {directives}\n"
+changed = not record.exists() or record.read_text() != flags
+record.parent.mkdir(exist_ok=True)
+record.write_text(flags)
+
 extensions = [
     Extension(f"{room}.{path.stem}", [str(path)], extra_compile_args=compile_args)
     for room in ROOMS
@@ -46,8 +54,8 @@ setup(
         language_level=3,
         compiler_directives=directives,
         nthreads=2,
-        build_dir="build/cython-debug" if debug else "build/cython",
-        force=debug,
+        build_dir="build/cython",
+        force=changed,
     ),
-    options={"build_ext": {"parallel": 2}},
+    options={"build_ext": {"parallel": 2, "force": changed}},
 )

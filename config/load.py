@@ -70,7 +70,8 @@ class _Reader:
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             at = re.search(r"at line (\d+)", str(error))
-            raise ConfigurationError([f"{path}{f', line {at[1]}' if at else ''}: not valid TOML: {error}"]) from error
+            line = int(at[1]) if at else len(text.splitlines())  # the parser says "at end of document"
+            raise ConfigurationError([f"{path}, line {line}: not valid TOML: {error}"]) from error
         lines = _lines_of_keys(text)
         for section, content in document.items():
             place = _place(path, lines, section)
