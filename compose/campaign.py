@@ -1,0 +1,190 @@
+"""CompiledCampaign: a campaign's content compiled once, then whole messages in octets for groups of recipients.
+
+What it builds depends on the content, the delivery server, the keys, the recipient and the time of composition alone, so
+the same input gives the same octets, on every node and in every attempt.
+"""
+
+import datetime as dt
+from email.utils import formatdate
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from compose import header_rules, liquid, mime
+from compose.tags import Tags
+from config.keys import Keyring
+from domain import links, return_path
+from domain.campaign import CampaignContent, Recipient
+from domain.egress import DeliveryServer
+from domain.errors import Invalid
+from ext import header
+from ext.message import Layout
+from ext.template import Program
+from ext.token import Signer
+
+Message = tuple[bytes, bytes, bytes, bool]  # MAIL FROM, RCPT, header and body, needs SMTPUTF8
+
+MESSAGE_ID_MAC_BYTES: Final = 16
+MAX_BASE_URL: Final = 500  # so that no line of List-Unsubscribe comes near 998 octets
+HEADER_FIELDS: Final = ("subject", "from_name")
+
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    return _decode_object(data) if data else {}
+
+
+def _refuse(field: str, error: Exception) -> Invalid:
+    """Why one recipient gets no message (bad inputs 47, 48)."""
+    if isinstance(error, Invalid):
+        return error
+    if isinstance(error, UnicodeEncodeError):
+        reason = "it holds half of a surrogate pair"
+    elif isinstance(error, ValueError) and field != "merge data":
+        reason = str(error)
+    else:
+        return Invalid(field, f"cannot be rendered: {Exception.__str__(error) or type(error).__name__}")
+    return Invalid(field, f"bad merge data: {reason}")
+
+
+class CompiledCampaign:
+    """One campaign behind one delivery server, ready to be built for any of its recipients.
+
+    Raises Invalid at construction for content that can never be sent, naming the field (`html`, `subject`, `from_email` ...)
+    and in templates line and column.
+    """
+
+    def __init__(self, content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str) -> None:
+        self.content = content
+        self.server = server
+        field, sender = header_rules.from_address(content, server)
+        sender_octets, _ = header_rules.address_octets(field, sender)
+        domain = sender_octets.rpartition(b"@")[2]
+        constants: dict[str, Any] = {
+            "campaign": {"id": content.id, "name": content.name},
+            "list": {"id": content.list_id, "name": content.list_name},
+            "user": {"id": content.user_id},
+        }
+        self._tags = Tags(keyring.derive("hashed-id"), constants, domain.decode("ascii"))
+        layout = self._layout = Layout()
+        layout.refuse = _refuse
+        layout.address = lambda text: header_rules.address_octets("email", text)
+        layout.decode = _decode
+        layout.constants = constants
+        layout.user = content.user_id
+        layout.campaign = content.id
+        layout.base_url = self._base_url(public_url)
+
+        kind, address = header_rules.mail_from(content, server)
+        if kind == "domain":
+            layout.mail_from_domain = header_rules.domain_octets("mfrom", address)
+            layout.mail_from = b""
+        else:
+            layout.mail_from, layout.mail_from_utf8 = header_rules.address_octets("mfrom", address)
+        layout.message_domain = layout.mail_from_domain or domain
+
+        layout.message_signer = Signer(keyring.derive("message-id"), MESSAGE_ID_MAC_BYTES, base32=True)
+        layout.return_signer = Signer(keyring.derive("return-path"), return_path.MAC_BYTES, base32=True)
+        layout.unsubscribe_signer = Signer(keyring.derive("unsubscribe"), links.MAC_BYTES)
+        layout.unsubscribe_mail_signer = Signer(keyring.derive("unsubscribe"), return_path.MAC_BYTES, base32=True)
+        layout.web_view_signer = Signer(keyring.derive("web-view"), links.MAC_BYTES)
+
+        self._compiled: list[liquid.Compiled] = []
+        self._headers(layout, constants, sender_octets)
+        layout.text = self._part("text", content.text, html=False, constants=constants)
+        layout.html = self._part("html", content.html, html=True, constants=constants)
+        parts = mime.frame(
+            text=layout.text is not None, html=layout.html is not None, mark=mime.boundary(content.id, content.version)
+        )
+        layout.content_headers, layout.between, layout.end = parts
+        layout.needs_data = self._tags.used or any(each.asks_for("subscriber") for each in self._compiled)
+        layout.needs_web_view = any(each.asks_for("links") for each in self._compiled)
+        self._dates: tuple[float, bytes, dict[str, Any]] | None = None
+
+    def build(self, recipients: list[Recipient], *, composed_at: float, attempt: int) -> list[Message | Invalid]:
+        """One answer for each recipient, in order: a message, or why its merge data or address is refused.
+
+        `composed_at` (POSIX seconds) is the Date of the message and the time its templates see; `attempt` changes nothing
+        in it: every attempt sends the same octets, so that a receiver can tell a copy by its Message-ID (R7).
+        """
+        del attempt
+        date_line, clock = self._at(composed_at)
+        return self._layout.build(recipients, date_line, int(composed_at // 86400), clock)
+
+    def scope(self, recipient: Recipient, *, composed_at: float) -> dict[str, Any]:
+        """The variables that the templates see for `recipient`."""
+        return self._layout.scope(recipient, self._at(composed_at)[1])
+
+    def _at(self, composed_at: float) -> tuple[bytes, dict[str, Any]]:
+        if self._dates is None or self._dates[0] != composed_at:
+            now = dt.datetime.fromtimestamp(composed_at)
+            line = f"Date: {formatdate(int(composed_at))}\r\n".replace("-0000", "+0000").encode("ascii")
+            self._dates = (composed_at, line, {"now": now, "today": now.date()})
+        return self._dates[1], self._dates[2]
+
+    def _base_url(self, public_url: str) -> bytes:
+        if self.server.link_domain:
+            return b"https://" + header_rules.domain_octets("link_domain", self.server.link_domain)
+        url = public_url.rstrip("/")
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > MAX_BASE_URL:
+            raise Invalid("public_url", "must be an http or https URL", public_url)
+        if not url.isascii() or any(character <= " " or character in '<>"\x7f' for character in url):
+            raise Invalid("public_url", "holds a character that may not stand in a URL", public_url)
+        return url.encode("ascii")
+
+    def _template(self, field: str, source: str, constants: dict[str, Any], *, html: bool) -> liquid.Compiled:
+        return liquid.compile_template(field, source, liquid.HTML if html else liquid.TEXT, constants, self._tags.rewrite)
+
+    def _part(self, field: str, source: str, *, html: bool, constants: dict[str, Any]) -> Program | None:
+        if not source:
+            return None
+        compiled = self._template(field, source, constants, html=html)
+        self._compiled.append(compiled)
+        return compiled.program
+
+    def _line(self, field: str, source: str, constants: dict[str, Any]) -> tuple[str, Program | None]:
+        """A header value: its text when it is the same for everybody, else its program."""
+        compiled = self._template(field, source, constants, html=False)
+        for text in compiled.literals:
+            try:
+                header.check(text)
+            except ValueError as error:
+                raise Invalid(field, str(error)) from None
+        if compiled.constant is not None:
+            return compiled.constant, None
+        self._compiled.append(compiled)
+        return "", compiled.program
+
+    def _headers(self, layout: Layout, constants: dict[str, Any], sender: bytes) -> None:
+        content = self.content
+        layout.sender_address = sender
+        name, layout.from_name = self._line("from_name", header_rules.from_name(content, self.server), constants)
+        if layout.from_name is None:
+            layout.sender = _field("from_name", header.mailbox, b"From", name, sender)
+        subject, layout.subject = self._line("subject", content.subject, constants)
+        if layout.subject is None:
+            layout.subject_line = _field("subject", header.unstructured, b"Subject", subject)
+        layout.reply_to = b""
+        if content.reply_to:
+            layout.reply_to = header.mailbox(b"Reply-To", "", header_rules.address_octets("reply_to", content.reply_to)[0])
+        identity = header_rules.list_id(content, layout.message_domain or b"")
+        name_and_id = _field("list.name", header.mailbox, b"List-ID", content.list_name, identity[1:-1])
+        if not content.list_name:
+            name_and_id = b"List-ID: " + identity + b"\r\n"
+        layout.list_headers = b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n" + name_and_id
+
+
+def _field(field: str, make: Any, *arguments: Any) -> bytes:
+    try:
+        line: bytes = make(*arguments)
+    except ValueError as error:
+        raise Invalid(field, str(error)) from None
+    return line
+
+
+def check(content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str) -> None:
+    """Raise Invalid when the campaign could not be sent as it stands; what the API asks when it is saved."""
+    CompiledCampaign(content, server, keyring, public_url)

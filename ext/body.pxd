@@ -1,0 +1,56 @@
+"""Wire and its inline functions: a growable buffer that quoted-printable text is written into (RFC 2045 §6.7).
+
+Held by every module that writes message octets. What is written keeps four promises, whatever is merged in: no line is
+longer than 76 octets, no line starts with a dot, no line ends with a blank, no two blanks stand side by side. So
+dot-stuffing (RFC 5321 §4.5.2) and DKIM's relaxed body form (RFC 6376 §3.4.4) both leave the octets as they are.
+"""
+
+from libc.stdlib cimport realloc
+from libc.string cimport memcpy
+
+
+cdef struct Wire:
+    unsigned char* data
+    Py_ssize_t length
+    Py_ssize_t capacity
+    int column       # octets on the current line, never more than 75: one is kept for the "=" of a soft break
+    bint after_cr    # the source text so far ended in a CR (written as CR LF): an LF that follows belongs to it
+
+
+cdef inline int reserve(Wire* wire, Py_ssize_t more) except -1:
+    """Make room for `more` octets."""
+    cdef Py_ssize_t wanted
+    cdef unsigned char* grown
+    if wire.length + more > wire.capacity:
+        wanted = (wire.length + more) * 3 // 2 + 1024
+        grown = <unsigned char*>realloc(wire.data, wanted)
+        if grown == NULL:
+            raise MemoryError()
+        wire.data = grown
+        wire.capacity = wanted
+    return 0
+
+
+cdef inline int put(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1:
+    """Copy octets as they are; the column does not move."""
+    reserve(wire, length)
+    memcpy(wire.data + wire.length, text, length)
+    wire.length += length
+    return 0
+
+
+cdef inline int put_bytes(Wire* wire, bytes text) except -1:
+    return put(wire, <const unsigned char*>text, len(text))
+
+
+cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1
+cdef int put_piece(Wire* wire, const unsigned char* coded, Py_ssize_t length, int first, int last, bint one_line, bint leading_lf, int ending) except -1
+cdef const unsigned char* utf8(str text, Py_ssize_t* length) except NULL
+
+
+cdef class Piece:
+    cdef bytes coded
+    cdef int first, last, ending
+    cdef bint one_line, leading_lf
+
+    cdef int write(self, Wire* wire) except -1

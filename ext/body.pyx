@@ -1,0 +1,235 @@
+"""Quoted-printable bodies: UTF-8 text in, lines in CR LF out, safe for DATA and BDAT alike (RFC 2045 §6.7, RFC 5321 §4.5.2).
+
+Owns the encoding of merge values at run time, of template text ahead of time (`Piece`), and of whole texts.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stdlib cimport free
+from libc.string cimport memchr, memcpy
+
+cdef enum:  # classes of an octet
+    PLAIN, CODED, BLANK, CARRIAGE_RETURN, LINE_FEED, DOT, MARKUP, ZERO
+
+cdef unsigned char[256] KIND         # octet -> its class in quoted-printable text
+cdef unsigned char[256] KIND_MARKUP  # the same, with & < > " ' set apart to be escaped for HTML
+cdef const unsigned char* HEX = b"0123456789ABCDEF"
+
+
+cdef int _fill_tables() except -1:
+    cdef int octet
+    for octet in range(256):
+        KIND[octet] = PLAIN if 33 <= octet <= 126 and octet != 61 else CODED
+    KIND[0] = ZERO
+    KIND[32] = BLANK
+    KIND[13] = CARRIAGE_RETURN
+    KIND[10] = LINE_FEED
+    KIND[46] = DOT
+    for octet in range(256):
+        KIND_MARKUP[octet] = MARKUP if octet in b"&<>\"'" else KIND[octet]
+
+
+_fill_tables()
+
+
+cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1:
+    """Write `length` octets of UTF-8 as quoted-printable, escaped for HTML first where asked (as markupsafe does).
+
+    CR LF, CR and LF each become one CR LF, also when the pair is split between two calls. Raises ValueError on NUL.
+    """
+    cdef const unsigned char* kinds = &KIND_MARKUP[0] if escape else &KIND[0]
+    cdef const unsigned char* entity
+    cdef unsigned char* out
+    cdef Py_ssize_t at = 0, run, room
+    cdef unsigned char kind, octet
+    cdef int column = wire.column, width
+    cdef bint blank = False   # the octet before, on this line, is a blank that stands as itself
+    if length == 0:
+        return 0
+    reserve(wire, length * 6 + 16)  # an entity is 5 octets, a coded octet 3; each 75 octets may add a soft break of 3
+    out = wire.data + wire.length
+    if wire.after_cr and text[0] == 10:
+        at = 1
+    wire.after_cr = text[length - 1] == 13
+    while at < length:
+        octet = text[at]
+        kind = kinds[octet]
+        if kind == PLAIN:
+            if column == 75:
+                memcpy(out, b"=\r\n", 3)
+                out += 3
+                column = 0
+            room = at + 75 - column
+            if room > length:
+                room = length
+            run = at
+            while run < room and kinds[text[run]] == PLAIN:
+                out[0] = text[run]
+                out += 1
+                run += 1
+            column += <int>(run - at)
+            at = run
+            blank = False
+            continue
+        if kind == BLANK:
+            if column == 75:
+                memcpy(out, b"=\r\n", 3)
+                out += 3
+                column = 0
+            if not blank and at + 1 < length and text[at + 1] != 13 and text[at + 1] != 10:
+                out[0] = 32
+                out += 1
+                column += 1
+                at += 1
+                blank = True
+                continue
+        elif kind == LINE_FEED or kind == CARRIAGE_RETURN:
+            out[0] = 13
+            out[1] = 10
+            out += 2
+            column = 0
+            at += 2 if kind == CARRIAGE_RETURN and at + 1 < length and text[at + 1] == 10 else 1
+            blank = False
+            continue
+        elif kind == DOT:
+            if column == 75:
+                memcpy(out, b"=\r\n", 3)
+                out += 3
+                column = 0
+            if column:
+                out[0] = 46
+                out += 1
+                column += 1
+                at += 1
+                blank = False
+                continue
+        elif kind == MARKUP:
+            if octet == 38:
+                entity = b"&amp;"
+            elif octet == 60:
+                entity = b"&lt;"
+            elif octet == 62:
+                entity = b"&gt;"
+            elif octet == 34:
+                entity = b"&#34;"
+            else:
+                entity = b"&#39;"
+            width = 4 if octet == 60 or octet == 62 else 5
+            if column + width > 75:
+                memcpy(out, b"=\r\n", 3)
+                out += 3
+                column = 0
+            memcpy(out, entity, width)
+            out += width
+            column += width
+            at += 1
+            blank = False
+            continue
+        elif kind == ZERO:
+            raise ValueError("it holds a NUL")
+        if column + 3 > 75:
+            memcpy(out, b"=\r\n", 3)
+            out += 3
+            column = 0
+        out[0] = 61
+        out[1] = HEX[octet >> 4]
+        out[2] = HEX[octet & 15]
+        out += 3
+        column += 3
+        at += 1
+        blank = False
+    wire.length = out - wire.data
+    wire.column = column
+    return 0
+
+
+cdef int put_piece(
+    Wire* wire, const unsigned char* coded, Py_ssize_t length, int first, int last, bint one_line, bint leading_lf, int ending
+) except -1:
+    """Write text that was encoded ahead of time, from column 0, as `Piece` holds it."""
+    if length == 0:
+        return 0
+    reserve(wire, length + 3)
+    if leading_lf and wire.after_cr:
+        coded += 2
+        length -= 2
+    elif wire.column and wire.column + first > 75:
+        memcpy(wire.data + wire.length, b"=\r\n", 3)
+        wire.length += 3
+        wire.column = 0
+    memcpy(wire.data + wire.length, coded, length)
+    wire.length += length
+    wire.column = wire.column + last if one_line else last
+    wire.after_cr = ending == 13
+    return 0
+
+
+cdef const unsigned char* utf8(str text, Py_ssize_t* length) except NULL:
+    """The UTF-8 form of `text`; raises UnicodeEncodeError (a ValueError) on a lone surrogate."""
+    return <const unsigned char*>PyUnicode_AsUTF8AndSize(text, length)
+
+
+cdef class Piece:
+    """Template text encoded ahead of time, to be written at any column.
+
+    `first` is the length of its first line up to a line end of either kind, `last` that of its last line.
+    """
+
+    def __cinit__(self, str text not None):
+        cdef Wire wire
+        cdef Py_ssize_t length
+        cdef const unsigned char* source = utf8(text, &length)
+        cdef const unsigned char* end
+        wire.data = NULL
+        wire.length = wire.capacity = wire.column = 0
+        wire.after_cr = False
+        try:
+            put_text(&wire, source, length, False)
+            self.coded = PyBytes_FromStringAndSize(<char*>wire.data, wire.length)
+            self.last = wire.column
+        finally:
+            free(wire.data)
+        self.ending = source[length - 1] if length else 0
+        self.leading_lf = length > 0 and source[0] == 10
+        end = <const unsigned char*>memchr(<const char*>self.coded, 13, len(self.coded))
+        self.one_line = end == NULL
+        if end == NULL:
+            self.first = self.last
+        else:
+            self.first = <int>(end - <const unsigned char*>self.coded)
+            if self.first and (end - 1)[0] == 61:
+                self.first -= 1
+
+    cdef int write(self, Wire* wire) except -1:
+        put_piece(
+            wire, self.coded, len(self.coded), self.first, self.last, self.one_line, self.leading_lf, self.ending
+        )
+        return 0
+
+
+def quoted_printable(str text not None, *, bint escape=False) -> bytes:
+    """The whole of `text` as quoted-printable lines; no line end is added at the end.
+
+    Raises ValueError on NUL and UnicodeEncodeError on a lone surrogate.
+    """
+    return joined([text], escape=escape)
+
+
+def joined(list values not None, *, bint escape=False) -> bytes:
+    """`values` one after the other, each `str` encoded as it comes and each `Piece` as it was encoded ahead of time."""
+    cdef Wire wire
+    cdef Py_ssize_t length
+    cdef const unsigned char* source
+    wire.data = NULL
+    wire.length = wire.capacity = wire.column = 0
+    wire.after_cr = False
+    try:
+        for value in values:
+            if isinstance(value, Piece):
+                (<Piece>value).write(&wire)
+            else:
+                source = utf8(value, &length)
+                put_text(&wire, source, length, escape)
+        return PyBytes_FromStringAndSize(<char*>wire.data, wire.length)
+    finally:
+        free(wire.data)

@@ -1,0 +1,207 @@
+"""Header fields: folding, encoded words, display names, and the refusal of what could break out of a field.
+
+RFC 5322 §2.1.1 and §2.2.3 (lines, folding), RFC 2047 (encoded words), RFC 6532 (UTF-8 addresses). Text that holds a control
+character, a line or paragraph separator, a bidirectional control, or an encoded word that hides one is refused with
+ValueError: never cleaned, because a cleaned value is still not what somebody meant to say. Lines have at most 76 octets
+where there is a place to fold; an address or a URI is never cut.
+"""
+
+import base64
+import quopri
+import re
+
+MAX_TEXT_OCTETS = 998  # of one unstructured value or display name in UTF-8
+
+cdef int LINE = 76
+cdef object ENCODED_WORD = re.compile(r"=\?([^?\s]*)\?([A-Za-z])\?([^?]*)\?=")
+cdef object BAD = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb]"
+)
+cdef object ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+(?: [A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+)*")
+
+
+cdef str _name_of(str character):
+    return f"U+{ord(character):04X}"
+
+
+cdef int _check(str text) except -1:
+    """Raise ValueError when `text` may not stand in a header."""
+    cdef Py_UCS4 character
+    cdef bint plain = True, word = False
+    cdef Py_UCS4 before = 0
+    for character in text:
+        if character < 32 or character >= 127:
+            plain = False
+        elif character == u"?" and before == u"=":
+            word = True
+        before = character
+    if not plain:
+        found = BAD.search(text)
+        if found is not None:
+            raise ValueError(f"it holds {_name_of(found[0])}, which may not stand in a header")
+    if word:
+        _check_words(text)
+    return 0
+
+
+cdef int _check_words(str text) except -1:
+    """Refuse an encoded word that decodes to what may not stand there: some readers decode wherever they look."""
+    for _charset, kind, coded in ENCODED_WORD.findall(text):
+        try:
+            data = coded.encode("utf-8")
+            raw = base64.b64decode(data + b"==") if kind in "bB" else quopri.decodestring(data, header=True)
+        except ValueError:
+            raise ValueError("it holds an encoded word that cannot be decoded") from None
+        for seen in (raw.decode("latin-1"), raw.decode("utf-8", "ignore")):
+            found = BAD.search(seen)
+            # Latin-1 shows the control octets of every charset, but calls halves of UTF-8 letters C1 controls.
+            if found is not None and (seen is not None) and (ord(found[0]) < 0x80 or ord(found[0]) > 0x9F):
+                raise ValueError(f"it holds an encoded word that hides {_name_of(found[0])}")
+    return 0
+
+
+cdef bint _is_plain(str text):
+    """Tell whether `text` can stand as it is: printable ASCII, single blanks inside only, nothing like an encoded word."""
+    cdef Py_UCS4 character, before = u" "
+    for character in text:
+        if character < 32 or character > 126:
+            return False
+        if character == u" " and before == u" ":
+            return False
+        if character == u"?" and before == u"=":
+            return False
+        before = character
+    return before != u" "
+
+
+cdef bytes _encoded_words(bytes data, int column):
+    """`data` (UTF-8) as encoded words on lines of at most 76 octets, the first of which starts at `column`."""
+    cdef const unsigned char* source = data
+    cdef Py_ssize_t length = len(data), at = 0, end, step
+    cdef int special = 0, room, used, width
+    cdef bint as_base64
+    cdef list words = []
+    for at in range(length):
+        if not _stands(source[at]) and source[at] != 32:
+            special += 1
+    as_base64 = special * 3 > length  # Q costs 2 more octets for each special one, B a third more for all
+    at = 0
+    while at < length:
+        room = LINE - column - 12  # "=?utf-8?q?" and "?="
+        used = 0
+        end = at
+        while end < length:
+            step = end + 1
+            while step < length and (source[step] & 0xC0) == 0x80:
+                step += 1
+            if as_base64:
+                width = <int>((step - at + 2) // 3 * 4)
+            else:
+                width = used
+                for position in range(end, step):
+                    width += 1 if _stands(source[position]) or source[position] == 32 else 3
+            if width > room and end > at:
+                break
+            if width > room and column > 1:
+                break
+            used = width
+            end = step
+        if end == at:  # not one letter fits behind the field name: start on a line of its own
+            words.append(b"")
+        elif as_base64:
+            words.append(b"=?utf-8?b?" + base64.b64encode(data[at:end]) + b"?=")
+        else:
+            words.append(b"=?utf-8?q?" + _q(data[at:end]) + b"?=")
+        at = end
+        column = 1
+    return b"\r\n ".join(words)
+
+
+cdef inline bint _stands(unsigned char octet) noexcept:
+    """Tell whether Q may leave this octet as it is everywhere, also in a display name (RFC 2047 §5 (3))."""
+    return (
+        65 <= octet <= 90 or 97 <= octet <= 122 or 48 <= octet <= 57
+        or octet == 33 or octet == 42 or octet == 43 or octet == 45 or octet == 47
+    )
+
+
+cdef bytes _q(bytes data):
+    cdef bytearray out = bytearray()
+    cdef unsigned char octet
+    for octet in data:
+        if octet == 32:
+            out.append(95)
+        elif _stands(octet):
+            out.append(octet)
+        else:
+            out += b"=%02X" % octet
+    return bytes(out)
+
+
+cdef bytes _folded(bytes text, int column):
+    """`text`, whose words are parted by single blanks, on lines of at most 76 octets; None when a word is too long."""
+    cdef list lines = [], words = []
+    for word in text.split(b" "):
+        if len(word) >= LINE:
+            return None
+        if column + len(word) + 1 > LINE and (words or lines):
+            lines.append(b" ".join(words))
+            words = []
+            column = 1
+        elif column + len(word) > LINE:
+            return None
+        words.append(word)
+        column += len(word) + 1
+    lines.append(b" ".join(words))
+    return b"\r\n ".join(lines)
+
+
+cdef bytes _utf8(str text):
+    cdef bytes data = text.encode("utf-8")
+    if len(data) > MAX_TEXT_OCTETS:
+        raise ValueError(f"it has {len(data)} octets, at most {MAX_TEXT_OCTETS} are allowed")
+    return data
+
+
+cpdef bytes unstructured(bytes name, str text):
+    """The whole field `name: text` with its CR LF, folded, in encoded words where ASCII is not enough.
+
+    Raises ValueError (UnicodeEncodeError on a lone surrogate) when `text` may not stand in a header or is too long.
+    """
+    cdef bytes data, folded
+    _check(text)
+    data = _utf8(text)
+    if _is_plain(text):
+        if len(name) + 2 + len(data) <= LINE:
+            return name + b": " + data + b"\r\n"
+        folded = _folded(data, len(name) + 2)
+        if folded is not None:
+            return name + b": " + folded + b"\r\n"
+    return name + b": " + _encoded_words(data, len(name) + 2) + b"\r\n"
+
+
+cpdef bytes mailbox(bytes name, str display, bytes address):
+    """The whole field `name: display <address>` with its CR LF; without a display name `name: address`.
+
+    `address` is taken as it is. Raises ValueError as `unstructured` does.
+    """
+    cdef bytes data, shown = None
+    if not display:
+        return name + b": " + address + b"\r\n"
+    _check(display)
+    data = _utf8(display)
+    if _is_plain(display) and len(name) + 4 + len(data) <= LINE - 2:
+        if ATOMS.fullmatch(display):
+            shown = data
+        else:
+            shown = b'"' + data.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+    if shown is None or len(name) + 2 + len(shown) > LINE:
+        shown = _encoded_words(data, len(name) + 2)
+    tail = len(shown) - shown.rfind(b"\n") - 1 if b"\n" in shown else len(name) + 2 + len(shown)
+    return name + b": " + shown + (b" " if tail + len(address) + 3 <= LINE else b"\r\n ") + b"<" + address + b">\r\n"
+
+
+cpdef check(str text):
+    """Raise ValueError when `text` may not stand in a header; the rules are those of `unstructured`."""
+    _check(text)
+    _utf8(text)

@@ -1,0 +1,39 @@
+from collections.abc import Callable
+from typing import Any
+
+from ext.template import Program
+from ext.token import Signer
+
+class Layout:
+    refuse: Callable[[str, Exception], Any]
+    address: Callable[[str], tuple[bytes, bool]]
+    decode: Callable[[Any], dict[str, Any]]
+    constants: dict[str, Any]
+    sender: bytes | None
+    reply_to: bytes | None
+    list_headers: bytes | None
+    content_headers: bytes | None
+    between: bytes | None
+    end: bytes | None
+    sender_address: bytes | None
+    mail_from: bytes | None
+    mail_from_domain: bytes | None
+    message_domain: bytes | None
+    base_url: bytes | None
+    subject_line: bytes | None
+    mail_from_utf8: bool
+    needs_data: bool
+    needs_web_view: bool
+    user: int
+    campaign: int
+    subject: Program | None
+    from_name: Program | None
+    text: Program | None
+    html: Program | None
+    message_signer: Signer | None
+    return_signer: Signer | None
+    unsubscribe_signer: Signer | None
+    unsubscribe_mail_signer: Signer | None
+    web_view_signer: Signer | None
+    def build(self, recipients: list[Any], date_line: bytes, day: int, clock: dict[str, Any]) -> list[Any]: ...
+    def scope(self, recipient: Any, clock: dict[str, Any]) -> dict[str, Any]: ...

@@ -1,0 +1,211 @@
+"""Whole messages for a group of recipients in one call, built in one reusable buffer.
+
+Owns the order in which the parts of a message are written. Everything that is the same for every recipient arrives ready
+made as octets (`Layout`); what differs is an address, signed tokens, and the programs of subject, display name and bodies.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdlib cimport free
+
+from ext.body cimport Wire, put, put_bytes, utf8
+from ext.header cimport mailbox, unstructured
+from ext.template cimport Program
+from ext.token cimport Signer
+
+cdef unsigned char[256] ADDRESS  # 1: may stand in a plain local part, 2: in a domain name too, 4: dot, 8: hyphen
+
+
+cdef int _fill_table() except -1:
+    cdef int octet
+    for octet in range(256):
+        ADDRESS[octet] = 0
+    for octet in b"!#$%&'*+/=?^_`{|}~":
+        ADDRESS[octet] = 1
+    for octet in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789":
+        ADDRESS[octet] = 3
+    ADDRESS[45] = 9  # -
+    ADDRESS[46] = 4  # .
+
+
+_fill_table()
+
+
+cdef bint _is_plain(const unsigned char* text, Py_ssize_t length) noexcept:
+    """Tell whether an address needs no closer look: atoms and dots, an @, letter-digit-hyphen labels, sizes within limits."""
+    cdef Py_ssize_t at, start, split = -1
+    cdef unsigned char kind
+    if length > 254 or length < 3:
+        return False
+    for at in range(length):
+        if text[at] == 64:
+            split = at
+            break
+    if split < 1 or split > 64 or split == length - 1:
+        return False
+    kind = 4
+    for at in range(split):
+        if ADDRESS[text[at]] == 4:
+            if kind == 4:
+                return False
+        elif ADDRESS[text[at]] & 1 == 0:
+            return False
+        kind = ADDRESS[text[at]]
+    if kind == 4:
+        return False
+    start = split + 1
+    for at in range(split + 1, length + 1):
+        if at == length or text[at] == 46:
+            if at == start or at - start > 63 or text[start] == 45 or text[at - 1] == 45:
+                return False
+            start = at + 1
+        elif ADDRESS[text[at]] & 10 == 0:
+            return False
+        if at - start == 3 and text[at] == 45 and text[at - 1] == 45:  # "xn--" and its like
+            return False
+    return True
+
+
+cdef class Layout:
+    """What one campaign says to everybody, as octets ready to be written, and the programs for the rest.
+
+    `numbers` are user and campaign. A program that is None stands for a constant or an absent part. `refuse(field, error)`
+    makes the value that stands in the answer for a recipient whose message cannot be built. `address(text)` answers the
+    octets of an address that needs a closer look, and whether it needs SMTPUTF8. `decode(data)` yields the merge data.
+    """
+
+    cdef public object refuse, address, decode
+    cdef public dict constants
+    cdef public bytes sender, reply_to, list_headers, content_headers, between, end
+    cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
+    cdef public bint mail_from_utf8, needs_data, needs_web_view
+    cdef public object user, campaign
+    cdef public Program subject, from_name, text, html
+    cdef public Signer message_signer, return_signer, unsubscribe_signer, unsubscribe_mail_signer, web_view_signer
+    cdef str field   # what is being built: named when it fails
+    cdef Wire wire
+
+    def __cinit__(self):
+        self.wire.data = NULL
+        self.wire.length = self.wire.capacity = self.wire.column = 0
+        self.wire.after_cr = False
+
+    def __dealloc__(self):
+        free(self.wire.data)
+
+    def build(self, list recipients not None, bytes date_line not None, unsigned long long day, dict clock not None) -> list:
+        """One answer for each recipient: (MAIL FROM, RCPT, message, needs SMTPUTF8), or what `refuse` made.
+
+        A recipient has `number`, `subscriber_id`, `email` and `data`. `clock` holds the variables of the composition time.
+        """
+        cdef list answers = []
+        for recipient in recipients:
+            self.field = "email"
+            try:
+                answers.append(self.one(recipient, date_line, day, clock))
+            except Exception as error:
+                answers.append(self.refuse(self.field, error))
+        if self.wire.capacity > 1048576:  # one huge message must not hold on to its memory
+            free(self.wire.data)
+            self.wire.data = NULL
+            self.wire.capacity = 0
+        self.wire.length = 0
+        return answers
+
+    def scope(self, recipient, dict clock not None) -> dict:
+        """The variables that the templates see for `recipient`."""
+        cdef unsigned long long[4] numbers
+        numbers[0] = self.user
+        numbers[1] = self.campaign
+        numbers[2] = recipient.number
+        return self.variables(recipient, numbers, clock)
+
+    cdef dict variables(self, object recipient, unsigned long long* numbers, dict clock):
+        cdef dict scope = dict(self.constants), subscriber
+        cdef char[128] token
+        cdef int length
+        self.field = "merge data"
+        subscriber = self.decode(recipient.data) if self.needs_data else {}
+        subscriber["id"] = recipient.subscriber_id
+        subscriber["email"] = recipient.email
+        scope["subscriber"] = subscriber
+        length = self.unsubscribe_signer.write(numbers, 3, token)
+        links = {"unsubscribe": (self.base_url + b"/u/" + token[:length]).decode("ascii")}
+        if self.needs_web_view:
+            length = self.web_view_signer.write(numbers, 3, token)
+            links["web_view"] = (self.base_url + b"/w/" + token[:length]).decode("ascii")
+        scope["links"] = links
+        scope.update(clock)
+        return scope
+
+    cdef tuple one(self, object recipient, bytes date_line, unsigned long long day, dict clock):
+        cdef Wire* wire = &self.wire
+        cdef str email = recipient.email
+        cdef Py_ssize_t length
+        cdef const unsigned char* source = utf8(email, &length)
+        cdef bytes rcpt, mail_from = self.mail_from
+        cdef bint smtputf8 = False
+        cdef unsigned long long[4] numbers
+        cdef char[128] token, back
+        cdef int size, back_size
+        cdef dict scope
+        numbers[0] = self.user
+        numbers[1] = self.campaign
+        numbers[2] = recipient.number
+        numbers[3] = day
+        if _is_plain(source, length):
+            rcpt = PyBytes_FromStringAndSize(<const char*>source, length)
+        else:
+            rcpt, smtputf8 = self.address(email)
+        scope = self.variables(recipient, numbers, clock)
+        back_size = self.return_signer.write(numbers, 4, back)
+        if self.mail_from_domain is not None:
+            mail_from = b"b-" + back[:back_size] + b"@" + self.mail_from_domain
+
+        wire.length = 0
+        put_bytes(wire, date_line)
+        if self.from_name is None:
+            put_bytes(wire, self.sender)
+        else:
+            self.field = "from_name"
+            put_bytes(wire, mailbox(b"From", self.from_name.render(scope), self.sender_address))
+        put_bytes(wire, b"To: ")
+        put_bytes(wire, rcpt)
+        put_bytes(wire, b"\r\n")
+        put_bytes(wire, self.reply_to)
+        if self.subject is None:
+            put_bytes(wire, self.subject_line)
+        else:
+            self.field = "subject"
+            put_bytes(wire, unstructured(b"Subject", self.subject.render(scope)))
+        put_bytes(wire, b"Message-ID: <")
+        size = self.message_signer.write(numbers, 3, token)
+        put(wire, <const unsigned char*>token, size)
+        put_bytes(wire, b"@")
+        put_bytes(wire, self.message_domain)
+        put_bytes(wire, b">\r\nMIME-Version: 1.0\r\nList-Unsubscribe: <")
+        put_bytes(wire, self.base_url)
+        put_bytes(wire, b"/u/")
+        size = self.unsubscribe_signer.write(numbers, 3, token)
+        put(wire, <const unsigned char*>token, size)
+        if self.mail_from_domain is not None:
+            put_bytes(wire, b">,\r\n <mailto:u-")
+            size = self.unsubscribe_mail_signer.write(numbers, 4, token)
+            put(wire, <const unsigned char*>token, size)
+            put_bytes(wire, b"@")
+            put_bytes(wire, self.mail_from_domain)
+            put_bytes(wire, b"?subject=unsubscribe")
+        put_bytes(wire, b">\r\n")
+        put_bytes(wire, self.list_headers)
+        put_bytes(wire, b"X-FBLId: ")
+        put(wire, <const unsigned char*>back, back_size)
+        put_bytes(wire, b"\r\n")
+        put_bytes(wire, self.content_headers)
+        if self.text is not None:
+            self.field = "text"
+            self.text.write(scope, wire)
+        put_bytes(wire, self.between)
+        if self.html is not None:
+            self.field = "html"
+            self.html.write(scope, wire)
+        put_bytes(wire, self.end)
+        return mail_from, rcpt, PyBytes_FromStringAndSize(<const char*>wire.data, wire.length), smtputf8 or self.mail_from_utf8

@@ -1,0 +1,36 @@
+"""Program: what `ext.message` calls for each recipient."""
+
+from ext.body cimport Wire
+
+
+cdef class Frame:
+    cdef Wire* wire
+    cdef list pieces, scopes, loops
+    cdef dict globals, locals, counters
+    cdef object context
+    cdef Program program
+    cdef Py_ssize_t steps, passes, written, limit
+
+    cpdef charge(self, Py_ssize_t steps)
+    cpdef charge_loop(self, Py_ssize_t passes)
+    cdef object foreign(self)
+    cdef int push(self, dict namespace, object loop) except -1
+    cdef int pop(self, object loop) except -1
+    cdef object lookup(self, str name)
+    cdef int write(self, str text, bint escape) except -1
+
+
+cdef class Operation:
+    cdef int run(self, Frame frame) except -1
+
+
+cdef class Block(Operation):
+    cdef list operations
+
+
+cdef class Program:
+    cdef Block block
+    cdef object make_context
+
+    cdef int write(self, dict scope, Wire* wire) except -1
+    cpdef str render(self, dict scope)
