@@ -1,0 +1,39 @@
+"""`python -m inbound`: the process for what the world sends back."""
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from config import load
+from domain.errors import SluiceError
+from inbound.app import Inbound
+from store import embedded
+
+
+def main() -> int:
+    """Run until told to stop. Exit code 2: the settings, the ports or the stores are not usable."""
+    try:
+        config = os.environ.get("SLUICE_CONFIG")
+        settings = load.load(Path(config) if config else None)
+        with embedded.resolve(settings.database.url, settings.redis.url, load.state_directory(settings)) as backends:
+            settings = msgspec.structs.replace(
+                settings,
+                database=msgspec.structs.replace(settings.database, url=backends.database_url),
+                redis=msgspec.structs.replace(settings.redis, url=backends.redis_url),
+            )
+
+            async def run() -> None:
+                await Inbound(settings).run()
+
+            uvloop.run(run())
+    except SluiceError as failure:
+        sys.stderr.write(f"inbound: {failure}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

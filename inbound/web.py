@@ -1,0 +1,238 @@
+"""The public HTTP side: one-click unsubscribe (RFC 8058), as a small ASGI application under uvicorn.
+
+GET and HEAD show a page and never act, so link scanners unsubscribe nobody (S5). A POST with a token of ours acts, whatever its body
+says: the token is the proof, the body of RFC 8058 (`List-Unsubscribe=One-Click`) only tells programs apart from people.
+No cookies, no redirects, nothing cached, no query of the database before the signature holds.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from domain import links
+from domain.errors import Unavailable
+from store import inbound
+from store.postgres import Pool
+
+log = structlog.get_logger(__name__)
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY_BYTES: Final = 64 * 1024
+BODY_TIMEOUT_SECONDS: Final = 10.0
+HEADERS_TIMEOUT_SECONDS: Final = 10.0
+STORE_TIMEOUT_SECONDS: Final = 5.0
+RETRY_AFTER_SECONDS: Final = 60
+MAX_CONNECTIONS: Final = 1000
+
+_STYLE: Final = (
+    "body{font:16px/1.5 system-ui,sans-serif;margin:0;min-height:100vh;display:grid;place-items:center;background:#f4f5f7;color:#1c2430}"
+    "main{max-width:26rem;margin:1rem;padding:2rem;background:#fff;border-radius:12px;box-shadow:0 1px 4px #0002}"
+    "h1{font-size:1.25rem;margin:0 0 .75rem}p{margin:.5rem 0}"
+    "button{font:inherit;margin-top:1rem;padding:.6rem 1.2rem;border:0;border-radius:8px;background:#1f5eff;color:#fff;cursor:pointer}"
+    "@media(prefers-color-scheme:dark){body{background:#12161c;color:#e6e9ee}main{background:#1b2129}}"
+)
+_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (
+        b"content-security-policy",
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'".encode(),
+    ),
+    (b"referrer-policy", b"no-referrer"),  # the address of the page is the token
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"x-robots-tag", b"noindex, nofollow"),
+)
+
+
+def _page(title: str, *paragraphs: str, button: str = "") -> bytes:
+    form = f'<form method="post"><button name="List-Unsubscribe" value="One-Click">{button}</button></form>' if button else ""
+    text = "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style><main><h1>{title}</h1>{text}{form}</main></html>"
+    ).encode()
+
+
+ASK: Final = _page("Unsubscribe", "You will get no more mail from this list.", button="Unsubscribe")
+DONE: Final = _page(
+    "You are unsubscribed", "This address gets no more mail from this list. It may take a minute for mail already on its way."
+)
+UNKNOWN: Final = _page("Page not found", "This link is incomplete or not one of ours. Use the link in the message as it is.")
+LATER: Final = _page("Please try again", "We could not record this just now. Nothing is lost: open the link again in a minute.")
+TOO_LARGE: Final = _page("Request too large", "This page takes a click, nothing more.")
+TOO_SLOW: Final = _page("Request timed out", "The request did not arrive in time. Open the link again.")
+NOT_ALLOWED: Final = _page("Method not allowed", "This page knows GET, HEAD and POST.")
+ABOUT: Final = _page(
+    "Sluice", "This address serves the unsubscribe links of mail sent with Sluice, a bulk mail system. There is nothing else to see here."
+)
+
+
+class Web:
+    """The application. Tells `changed` after an unsubscribe, so that engines hear of it at once."""
+
+    def __init__(self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]]) -> None:
+        self._pool = pool
+        self._key = unsubscribe_key
+        self._changed = changed
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """ASGI 3, `http` only."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"this application speaks http, not {scope['type']!r}")
+        status, body, more = await self._answer(scope, receive)
+        headers = [*HEADERS, (b"content-length", str(len(body)).encode()), *more]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _answer(self, scope: Message, receive: Receive) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+        method = scope["method"]
+        # As sent, not decoded: a token has one spelling, and every other one is not ours
+        path = bytes(scope["raw_path"]).partition(b"?")[0].decode("latin-1")
+        if method not in ("GET", "HEAD", "POST"):
+            return 405, NOT_ALLOWED, ((b"allow", b"GET, HEAD, POST"),)
+        if path == "/" and method != "POST":
+            return 200, ABOUT, ()
+        prefix = links.PATHS["unsubscribe"]
+        parts = links.read(self._key, path.removeprefix(prefix)) if path.startswith(prefix) else None
+        if parts is None:
+            return 404, UNKNOWN, ()
+        if method != "POST":
+            return 200, ASK, ()
+        refused = await _drain(receive)
+        return refused or await self._unsubscribe(parts)
+
+    async def _unsubscribe(self, parts: links.LinkParts) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+        try:
+            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
+                fresh = await inbound.unsubscribe(
+                    self._pool, *parts, note=f"one-click, campaign {parts.campaign_id}", timeout_seconds=STORE_TIMEOUT_SECONDS
+                )
+        except (Unavailable, TimeoutError) as failure:
+            log.warning("an unsubscribe could not be recorded; the sender was asked to repeat it", reason=str(failure))
+            return 503, LATER, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
+        if fresh is None:
+            return 404, UNKNOWN, ()
+        if fresh:
+            log.info("unsubscribed", user=parts.user_id, campaign=parts.campaign_id, number=parts.number)
+            await self._changed()
+        return 200, DONE, ()
+
+
+async def _drain(receive: Receive) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]] | None:
+    """Read the body and forget it; an answer where it is too long or too slow."""
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return 400, TOO_SLOW, ()
+                size += len(message.get("body", b""))
+                if size > MAX_BODY_BYTES:
+                    return 413, TOO_LARGE, ((b"connection", b"close"),)
+                if not message.get("more_body"):
+                    return None
+    except TimeoutError:
+        return 408, TOO_SLOW, ((b"connection", b"close"),)
+
+
+class _Connection(HttpToolsProtocol):
+    """uvicorn's, with the one limit it lacks: a peer that does not finish its request headers is cut off."""
+
+    _giving_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_headers()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        if self._giving_up is None:
+            self._giving_up = self.loop.call_later(HEADERS_TIMEOUT_SECONDS, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, without its signal handlers: the process has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class WebServer:
+    """The listening socket and the server on it."""
+
+    def __init__(self, web: Web, host: str, port: int) -> None:
+        """Bind at once, so a taken port is an error here. Raises OSError."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=1024, reuse_port=False)
+        self._server = _Server(
+            uvicorn.Config(
+                web,
+                http=_Connection,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        host, port = self._socket.getsockname()[:2]
+        return str(host), int(port)
+
+    async def start(self) -> None:
+        """Serve from now on."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise RuntimeError("the HTTP server ended while it started")
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Finish what is being answered, at most a second."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=2.0)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._socket.close()

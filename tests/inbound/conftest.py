@@ -1,0 +1,59 @@
+"""A user, a delivery server, a started campaign's row and its signed addresses: what the inbound side is tested against."""
+
+import time
+from typing import NamedTuple
+
+import pytest
+
+from config.keys import Keyring
+from domain import links, return_path
+from store.postgres import Pool
+
+
+class World(NamedTuple):
+    """One sent message and the keys its links are signed with."""
+
+    keyring: Keyring
+    user_id: int
+    list_id: int
+    campaign_id: int
+    subscriber_id: int
+    email: str
+
+    @property
+    def token(self) -> str:
+        return links.token(self.keyring.derive("unsubscribe"), links.LinkParts(self.user_id, self.campaign_id, 1))
+
+    def return_path(self, *, days_ago: int = 0, domain: str = "bounce.mailer.example", number: int = 1) -> str:
+        day = int(time.time() // 86400) - days_ago
+        return return_path.build(
+            self.keyring.derive("return-path"), domain, return_path.ReturnPath(self.user_id, self.campaign_id, number, day)
+        )
+
+
+@pytest.fixture
+async def world(pool: Pool) -> World:
+    async with pool.acquire() as conn:
+        user = await conn.fetchval("insert into users (name) values ('tester') returning id")
+        list_id = await conn.fetchval("insert into lists (user_id, name) values ($1, 'News') returning id", user)
+        server = await conn.fetchval(
+            "insert into delivery_servers (user_id, name, host, port, security, mfrom) "
+            "values ($1, 'relay', '127.0.0.1', 2526, 'none', 'Bounce.Mailer.example') returning id",
+            user,
+        )
+        subscriber = await conn.fetchval(
+            "insert into subscribers (user_id, list_id, email, email_key) values ($1, $2, 'Ada@reader.example', 'ada@reader.example') "
+            "returning id",
+            user,
+            list_id,
+        )
+        campaign = await conn.fetchval(
+            "insert into campaigns (user_id, name, state, list_id, delivery_server_id, subject) "
+            "values ($1, 'One', 'running', $2, $3, 'Hello') returning id",
+            user,
+            list_id,
+            server,
+        )
+        await conn.execute(f"create table recipients_{campaign} partition of recipients for values in ({campaign})")
+        await conn.execute("insert into recipients values ($1, 1, $2, 'Ada@reader.example', '{}')", campaign, subscriber)
+    return World(Keyring(bytes(range(32))), user, list_id, campaign, subscriber, "Ada@reader.example")

@@ -1,0 +1,149 @@
+"""inbound.web over real sockets: GET never acts, POST does, once; what is not ours is not there."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from domain import links
+from inbound.web import MAX_BODY_BYTES, Web, WebServer
+from store import postgres
+from store.postgres import Pool
+from tests.inbound.conftest import World
+
+ONE_CLICK = b"List-Unsubscribe=One-Click"
+
+
+class Site:
+    """The server under test and what it told the engines."""
+
+    def __init__(self, pool: Pool, world: World) -> None:
+        self.told = 0
+        self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed), "127.0.0.1", 0)
+
+    async def _changed(self) -> None:
+        self.told += 1
+
+    async def raw(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(*self.server.address)
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return answer
+
+    async def ask(self, method: str, path: str, body: bytes = b"", *, kind: str = "application/x-www-form-urlencoded") -> tuple[int, dict[str, str], bytes]:
+        length = f"Content-Length: {len(body)}\r\nContent-Type: {kind}\r\n" if body else "Content-Length: 0\r\n" if method == "POST" else ""
+        answer = await self.raw(f"{method} {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n{length}\r\n".encode("latin-1") + body)
+        head, _, content = answer.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        return int(status.split()[1]), dict(line.lower().split(": ", 1) for line in lines), content
+
+
+@pytest.fixture
+async def site(pool: Pool, world: World) -> AsyncIterator[Site]:
+    made = Site(pool, world)
+    await made.server.start()
+    yield made
+    await made.server.stop()
+
+
+async def state(pool: Pool) -> tuple[str, int]:
+    return (
+        await pool.fetchval("select state from subscribers"),
+        await pool.fetchval("select count(*) from suppressions where reason = 'unsubscribed' and list_id is not null"),
+    )
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_looking_at_the_page_never_acts(site: Site, pool: Pool, world: World, method: str) -> None:
+    for _ in range(3):
+        status, headers, body = await site.ask(method, f"/u/{world.token}")
+        assert status == 200
+        assert (b'<form method="post">' in body) == (method == "GET")
+        assert int(headers["content-length"]) > 100
+    assert await state(pool) == ("subscribed", 0)
+
+
+async def test_other_methods_are_refused_and_do_nothing(site: Site, pool: Pool, world: World) -> None:
+    for method in ("OPTIONS", "PUT", "DELETE", "PATCH", "TRACE"):
+        status, headers, _ = await site.ask(method, f"/u/{world.token}")
+        assert (status, headers["allow"]) == (405, "get, head, post")
+    assert await state(pool) == ("subscribed", 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (ONE_CLICK, "application/x-www-form-urlencoded"),
+        (b'--b\r\nContent-Disposition: form-data; name="List-Unsubscribe"\r\n\r\nOne-Click\r\n--b--\r\n', "multipart/form-data; boundary=b"),
+        (b"", ""),
+    ],
+)
+async def test_a_one_click_post_unsubscribes_without_redirect_or_cookie(site: Site, pool: Pool, world: World, body: bytes, kind: str) -> None:
+    status, headers, _ = await site.ask("POST", f"/u/{world.token}", body, kind=kind)
+    assert status == 200
+    assert "set-cookie" not in headers
+    assert "location" not in headers
+    assert await state(pool) == ("unsubscribed", 1)
+    assert site.told == 1
+
+
+async def test_posting_twice_is_the_same_as_once(site: Site, pool: Pool, world: World) -> None:
+    for _ in range(2):
+        assert (await site.ask("POST", f"/u/{world.token}", ONE_CLICK))[0] == 200
+    assert await state(pool) == ("unsubscribed", 1)
+    assert site.told == 1
+
+
+async def test_posts_at_the_same_time_are_one_unsubscribe(site: Site, pool: Pool, world: World) -> None:
+    answers = await asyncio.gather(*(site.ask("POST", f"/u/{world.token}", ONE_CLICK) for _ in range(20)))
+    assert {answer[0] for answer in answers} == {200}
+    assert await state(pool) == ("unsubscribed", 1)
+
+
+async def test_a_changed_token_is_not_there(site: Site, pool: Pool, world: World) -> None:
+    token = world.token
+    spellings = [token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :] for at in range(len(token))]
+    spellings += [token[:-1], token + "A", token + "=", token * 2, "", f"%{ord(token[0]):02x}{token[1:]}", token + "%00", token + "/", "a" * 64_000]
+    spellings.append(links.token(world.keyring.derive("web-view"), links.LinkParts(world.user_id, world.campaign_id, 1)))
+    for spelling in spellings:
+        status, headers, _ = await site.ask("POST", f"/u/{spelling}", ONE_CLICK)
+        assert status in (400, 404), spelling
+        assert "location" not in headers
+    assert await state(pool) == ("subscribed", 0)
+
+
+async def test_a_signed_token_of_a_recipient_that_is_not_there_is_not_there(site: Site, pool: Pool, world: World) -> None:
+    key = world.keyring.derive("unsubscribe")
+    for parts in (links.LinkParts(world.user_id, world.campaign_id, 2), links.LinkParts(world.user_id + 1, world.campaign_id, 1)):
+        assert (await site.ask("POST", f"/u/{links.token(key, parts)}", ONE_CLICK))[0] == 404
+    assert await state(pool) == ("subscribed", 0)
+
+
+async def test_every_answer_is_safe_to_show_and_never_cached(site: Site, world: World) -> None:
+    for path in ("/", f"/u/{world.token}", "/u/x", "/w/x", "/favicon.ico", "/%2e%2e/etc/passwd"):
+        status, headers, body = await site.ask("GET", path)
+        assert status == (200 if path in ("/", f"/u/{world.token}") else 404)
+        assert headers["cache-control"] == "no-store"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert b"<script" not in body
+
+
+async def test_a_body_that_is_too_long_is_refused(site: Site, pool: Pool, world: World) -> None:
+    assert (await site.ask("POST", f"/u/{world.token}", b"x" * (MAX_BODY_BYTES + 1)))[0] == 413
+    assert await state(pool) == ("subscribed", 0)
+
+
+async def test_without_the_store_the_sender_is_asked_to_repeat(world: World, fresh_database_url: str) -> None:
+    away = await postgres.open_pool(fresh_database_url, 1)
+    away.terminate()
+    site = Site(away, world)
+    await site.server.start()
+    try:
+        status, headers, _ = await site.ask("POST", f"/u/{world.token}", ONE_CLICK)
+        assert (status, headers["retry-after"]) == (503, "60")
+        assert (await site.ask("GET", f"/u/{world.token}"))[0] == 200
+    finally:
+        await site.server.stop()
