@@ -13,7 +13,8 @@ import asyncpg
 
 from domain.errors import Conflict, JournalError, Unavailable
 from ext import journal_record
-from journal.segments import Journal, Position, Reader
+from journal.segment_files import START, Position, Reader
+from journal.segments import Journal
 from store import accounting
 from store.postgres import Pool
 
@@ -37,12 +38,13 @@ class Ledger:
     ) -> None:
         self.trouble = ""
         self.strays = 0  # records of campaigns that are gone
-        self.records_bytes = 0  # of journal carried over so far
+        self.carried_bytes = 0  # of journal, so far
         self._journal = journal
         self._pool = pool
         self._interval_seconds = interval_seconds
         self._statement_timeout_seconds = statement_timeout_seconds
-        self._reader = Reader(journal.directory)
+        self._reader = Reader(journal.directory, inherited=journal.inherited)
+        self._cursor = START
         self._cursor_known = False
         self._open = journal_record.OpenIntents()
         self._released_segment = 0
@@ -53,7 +55,7 @@ class Ledger:
     @property
     def cursor(self) -> Position:
         """Everything before it is in PostgreSQL."""
-        return self._reader.cursor
+        return self._cursor
 
     @property
     def open_intents(self) -> int:
@@ -63,7 +65,7 @@ class Ledger:
     @property
     def lag_bytes(self) -> int:
         """About how much of the journal is not in PostgreSQL yet (exact within one segment)."""
-        end, cursor = self._journal.position, self._reader.cursor
+        end, cursor = self._journal.position, self._cursor
         return end.offset - cursor.offset if end.segment == cursor.segment else self._journal.used_bytes
 
     async def run(self) -> None:
@@ -86,7 +88,11 @@ class Ledger:
             self._wake_waiting()
             raise
         finally:
-            self._reader.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the file that is open; for whoever does not use `run`."""
+        self._reader.close()
 
     async def flush_through(self, position: Position, *, timeout_seconds: float = 60.0) -> None:
         """Return when everything before `position` is in PostgreSQL. `run` must be running. Raises Unavailable after the time-out."""
@@ -112,37 +118,55 @@ class Ledger:
         until = self._journal.position
         if not self._cursor_known:
             known = await accounting.cursor(self._pool, self._journal.engine_id, timeout_seconds=self._statement_timeout_seconds)
-            self._reader.cursor = Position(*known)
+            self._cursor = self._reader.cursor = Position(*known)
             self._cursor_known = True
-        while self._reader.cursor < until:
-            block = self._reader.read(MOST_BYTES_PER_TRANSACTION, until)
-            if not block:
+        while self._cursor < until:
+            blocks: list[tuple[bytes, Position]] = []
+            taken = 0
+            while taken < MOST_BYTES_PER_TRANSACTION and (block := self._reader.read(until=until)):
+                self._reader.advance()
+                blocks.append((block, self._reader.cursor))
+                taken += len(block)
+            if not blocks:
                 break
-            await self._carry(block, self._reader.next)
+            await self._carry(blocks)
+            self.carried_bytes += taken
 
-    async def _carry(self, block: bytes, end: Position) -> None:
-        batches, campaigns = journal_record.touched(block)
+    async def _carry(self, blocks: list[tuple[bytes, Position]]) -> None:
+        batches: set[accounting.BatchKey] = set()
+        campaigns: set[int] = set()
+        for block, _ in blocks:
+            touched, about = journal_record.touched(block)
+            batches.update(touched)
+            campaigns.update(about)
 
         def make_rows(progress: accounting.Progress, existing: set[int]) -> accounting.LedgerRows:
-            rows, retries, totals, strays = journal_record.copy_rows(block, progress, existing)
-            return accounting.LedgerRows([rows], retries, totals, strays)
+            rows = accounting.LedgerRows([], [], {}, 0)
+            for block, _ in blocks:
+                copy, retries, totals, strays = journal_record.copy_rows(block, progress, existing)
+                rows.copy.append(copy)
+                rows.retries.extend(retries)
+                for campaign, counts in totals.items():
+                    rows.totals[campaign] = [a + b for a, b in zip(rows.totals.get(campaign, [0] * 7), counts, strict=True)]
+                rows = rows._replace(strays=rows.strays + strays)
+            return rows
 
         # From here on only PostgreSQL knows whether it happened, until it has said so
         self._cursor_known = False
+        end = blocks[-1][1]
         strays = await accounting.record(
             self._pool,
             self._journal.engine_id,
-            self._reader.cursor,
+            self._cursor,
             end,
             batches,
             campaigns,
             make_rows,
             timeout_seconds=self._statement_timeout_seconds,
         )
-        self._cursor_known = True
-        self._open.feed(block, end.segment)
-        self._reader.advance()
-        self.records_bytes += len(block)
+        self._cursor, self._cursor_known = end, True
+        for block, position in blocks:
+            self._open.feed(block, position.segment)
         if strays:
             self.strays += strays
             _log.warning("%d records of journal %s belong to campaigns or batches that are gone", strays, self._journal.engine_id)
@@ -153,7 +177,7 @@ class Ledger:
 
         Nothing is awaited here, so between looking and writing no outcome can come in: what is moved is truly open.
         """
-        cursor = self._reader.cursor
+        cursor = self._cursor
         if cursor.segment <= self._released_segment:
             return
         try:

@@ -189,17 +189,20 @@ async def on_uncertain(pool: Pool, delivery_servers: Iterable[int]) -> dict[int,
     return {row[0]: row[1] for row in rows}
 
 
-async def addresses(pool: Pool, recipients: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    """The addresses of (campaign, number)s; those of campaigns that are gone are left out."""
+async def recipients_in_doubt(pool: Pool, recipients: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tuple[str, int]]:
+    """Address and time the campaign was started (microseconds) of (campaign, number)s; those that are gone are left out."""
     wanted: dict[int, list[int]] = {}
     for campaign_id, number in recipients:
         wanted.setdefault(campaign_id, []).append(number)
-    found: dict[tuple[int, int], str] = {}
+    found: dict[tuple[int, int], tuple[str, int]] = {}
     for campaign_id, numbers in wanted.items():
-        for number, email in await pool.fetch(
-            "select number, email from recipients where campaign_id = $1 and number = any($2)", campaign_id, numbers
+        for number, email, queued_at in await pool.fetch(
+            "select r.number, r.email, (extract(epoch from coalesce(c.started_at, c.created_at)) * 1000000)::bigint "
+            "from recipients r join campaigns c on c.id = r.campaign_id where r.campaign_id = $1 and r.number = any($2)",
+            campaign_id,
+            numbers,
         ):
-            found[campaign_id, number] = email
+            found[campaign_id, number] = (email, queued_at)
     return found
 
 

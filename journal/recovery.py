@@ -1,0 +1,152 @@
+"""Recovery: what a dead owner's journal still has to say.
+
+A free lock means that the owner is dead. Whoever finds it takes the lock, names every message in doubt (an intent without an
+outcome, R10), carries all of it into PostgreSQL and the accounting files, releases the owner's leases and removes the directory.
+Killed at any point it can be done again, with the same result: the records in doubt are in the dead journal before anything
+is derived from it, and everything after that is behind a cursor.
+"""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from domain import states
+from domain.errors import JournalError
+from ext import journal_record
+from journal.accounting_files import AccountingFiles
+from journal.ledger import Ledger
+from journal.segment_files import Reader
+from journal.segments import Journal, JournalOwned, sweep
+from store import accounting
+from store.postgres import Pool
+
+DOUBT: Final = "sending process died after the content may have left, possible duplicate"
+_ASK_AGAIN_SECONDS: Final = 60.0
+
+# As `ext.journal_record.OpenIntents.records` gives it: kind, then the fields of domain.accounting.Intent
+Intent: TypeAlias = tuple[str, int, int, int, int, int, int, int, int, int]
+
+_log = logging.getLogger(__name__)
+# Journals that cannot be read, and when that was last tried: said once, not every second
+_refused: dict[Path, float] = {}
+
+
+async def adopt(
+    journal_root: Path,
+    own_id: str,
+    pool: Pool,
+    accounting_path: Path,
+    *,
+    records: tuple[str, ...] = ("d", "b", "t"),
+    max_size_bytes: int = 250 * 1024 * 1024,
+) -> list[str]:
+    """Finish the journal of every dead owner below `journal_root`. Returns their ids; cheap when there are none.
+
+    A journal that is damaged is left where it is, with everything before the damage carried over, and said so in the log.
+    Raises Unavailable when PostgreSQL does not answer; what is left over is found by the next call.
+    """
+    adopted: list[str] = []
+    if not journal_root.is_dir():
+        return adopted
+    sweep(journal_root)
+    for directory in sorted(journal_root.iterdir()):
+        if directory.name == own_id or directory.name.startswith(".") or not directory.is_dir():
+            continue
+        if time.monotonic() - _refused.get(directory, -_ASK_AGAIN_SECONDS) < _ASK_AGAIN_SECONDS:
+            continue
+        try:
+            journal = await asyncio.to_thread(_open, directory)
+            await replay(journal, pool, accounting_path, records=records, max_size_bytes=max_size_bytes)
+        except JournalOwned:
+            continue
+        except JournalError as error:
+            if directory not in _refused:
+                _log.error("the journal of a dead engine is not taken over: %s", error)
+            _refused[directory] = time.monotonic()
+            continue
+        _refused.pop(directory, None)
+        adopted.append(directory.name)
+    return adopted
+
+
+def _open(directory: Path) -> Journal:
+    if not directory.exists():
+        raise JournalOwned(f"{directory}: somebody else has just finished it")
+    return Journal(directory, engine_id=directory.name)
+
+
+async def replay(
+    journal: Journal,
+    pool: Pool,
+    accounting_path: Path,
+    *,
+    records: tuple[str, ...] = ("d", "b", "t"),
+    max_size_bytes: int = 250 * 1024 * 1024,
+) -> int:
+    """Finish one journal whose owner is dead and remove it. Returns how many messages were in doubt.
+
+    Raises JournalError at damage (after carrying over what stands before it) and Unavailable. The lock is free afterwards.
+    """
+    ledger = Ledger(journal, pool)
+    files = AccountingFiles(journal, accounting_path, records=records, max_size_bytes=max_size_bytes)
+    finished = False
+    try:
+        try:
+            in_doubt = await asyncio.to_thread(_intents_in_doubt, journal)
+        except JournalError:
+            # Outcomes before the damage are as true as ever: without them their recipients would be mailed again
+            await ledger.catch_up()
+            raise
+        if in_doubt:
+            await _name(journal, pool, in_doubt)
+        await ledger.catch_up()
+        released = await accounting.release_owner(pool, journal.engine_id)
+        try:
+            await files.flush()
+        except OSError as error:
+            raise JournalError(
+                f"{accounting_path}: the accounting file of {journal.engine_id} cannot be finished: {error.strerror}"
+            ) from error
+        finished = True
+        _log.info("journal of %s finished: %d in doubt, %d batches released", journal.engine_id, len(in_doubt), released)
+        return len(in_doubt)
+    finally:
+        ledger.close()
+        files.close()
+        # Also when we are cancelled: the lock must be free for whoever tries next
+        await asyncio.to_thread(journal.close, remove=finished)
+
+
+def _intents_in_doubt(journal: Journal) -> list[Intent]:
+    intents = journal_record.OpenIntents()
+    with Reader(journal.directory, inherited=True) as reader:
+        while block := reader.read(until=journal.position):
+            intents.feed(block, reader.next.segment)
+            reader.advance()
+    return intents.records()
+
+
+async def _name(journal: Journal, pool: Pool, in_doubt: list[Intent]) -> None:
+    """Write the `u` record of each message in doubt into the journal, and what its delivery server wants done with it (R8)."""
+    policies = await accounting.on_uncertain(pool, {intent[8] for intent in in_doubt})
+    known = await accounting.recipients_in_doubt(pool, [(intent[1], intent[3]) for intent in in_doubt])
+    now = time.time_ns() // 1000
+    for intent in in_doubt:
+        email, queued_at = known.get((intent[1], intent[3]), ("", 0))
+        policy = policies.get(intent[8], "retry")
+        # The verdict stands before its `u`: should we be killed in the middle of this write, it must not be sent again
+        if policy == "assume_delivered":
+            journal.append(_outcome(states.KIND_DELIVERY, intent, now, queued_at, email, "2.0.0", f"assumed delivered: {DOUBT}", ""))
+        elif policy == "fail":
+            journal.append(_outcome(states.KIND_BOUNCE, intent, now, queued_at, email, "5.4.2", f"given up: {DOUBT}", "bad-connection"))
+        journal.append(_outcome(states.KIND_UNCERTAIN, intent, now, queued_at, email, "4.4.2", DOUBT, "bad-connection"))
+    journal.write()
+    await asyncio.to_thread(journal.sync)
+
+
+def _outcome(kind: str, intent: Intent, now: int, queued_at: int, email: str, status: str, diagnostic: str, category: str) -> bytes:
+    return journal_record.pack_outcome(
+        kind, *intent[1:9], now, queued_at, 0, 0, 0, email, "", status, diagnostic, category, "", "", "", "", ""
+    )
