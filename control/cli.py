@@ -1,14 +1,14 @@
 """The `sluice` command: the root, and the commands that run, look at and check the processes of one machine.
 
 It acts on the stores directly, with the authority of the local administrator, through the same functions as the API. It starts the
-other processes as children and never imports them. The commands about campaigns, lists and so on are in `cli_campaign`, `cli_lists`
-and `cli_status`; bodies import what they need, so `sluice --help` costs next to nothing.
+other processes as children and never imports them. The commands about campaigns, lists and so on are in `cli_campaign`, `cli_lists`,
+`cli_servers` and `cli_status`; bodies import what they need, so `sluice --help` costs next to nothing.
 """
 
 import os
 import sys
 
-from control import cli_base, cli_campaign, cli_lists, cli_status
+from control import cli_base, cli_campaign, cli_lists, cli_servers, cli_status
 from control.cli_base import EPILOG, FAILED, click, json_option, say
 
 
@@ -29,25 +29,26 @@ def cli(config: str | None) -> None:
 @click.option("--stay", is_flag=True, help="Keep everything running afterwards, until Ctrl-C: look around in console and mailbox.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object to standard output at the end.")
 def demo(recipients: int, engines: int | None, stay: bool, as_json: bool) -> None:
-    """Send a made-up campaign to the built-in mail sink, and show what happened.
+    """Show everything at work with a made-up campaign.
 
     Starts everything on free ports of this machine with data of its own, imports a list with the faults real lists have, sends a
-    personalised newsletter and counts. Nothing leaves the machine. Exit code 0 only if the audit is clean and the sink has
-    accepted exactly what was recorded as delivered.
+    personalised newsletter and counts. Nothing leaves the machine. Exit code 0 only if the audit is clean and the sink has accepted
+    exactly what was recorded as delivered.
     """
     from control import demo as demo_module
 
-    sys.exit(demo_module.main(cli_base.load_settings(), recipients=recipients, engines=engines, stay=stay, as_json=as_json))
+    sys.exit(demo_module.main(cli_base.config_path(), recipients=recipients, engines=engines, stay=stay, as_json=as_json))
 
 
 @cli.command(epilog=EPILOG)
 @click.option("--engines", type=click.IntRange(1, 256), help="Engine processes. Default: engine.processes of the settings.")
 @click.option("--log-files", is_flag=True, help="Write the processes' logs to STATE/log/NAME.log instead of standard error.")
 def up(engines: int | None, log_files: bool) -> None:
-    """Run all processes of one machine under supervision, until SIGTERM or Ctrl-C.
+    """Run all processes of this machine, supervised.
 
-    Starts private PostgreSQL and Valkey unless the settings name servers, migrates the database, then runs the engines,
-    the API (control) and what the world sends back (inbound). A process that dies is started again. Stopping drains the engines first.
+    Until SIGTERM or Ctrl-C. Starts private PostgreSQL and Valkey unless the settings name servers, migrates the database, then runs
+    the engines, the API (control) and what the world sends back (inbound). A process that dies is started again. Stopping drains
+    the engines first.
     """
     from control import up as up_module
 
@@ -65,7 +66,10 @@ def _become(module: str, *arguments: str) -> None:
 @cli.command(epilog=EPILOG)
 @click.option("--slot", type=click.IntRange(0, 255), default=0, show_default=True, help="Number of this engine on its node.")
 def engine(slot: int) -> None:
-    """Run one engine process in the foreground (a fleet runs one per core and node; `sluice up` does it for you)."""
+    """Run one engine process in the foreground.
+
+    A fleet runs one per core and node; `sluice up` does it for you.
+    """
     _become("engine", "--slot", str(slot))
 
 
@@ -77,18 +81,31 @@ def control() -> None:
 
 @cli.command(epilog=EPILOG)
 def inbound() -> None:
-    """Run the one-click unsubscribe endpoint and the listener for returned mail in the foreground."""
+    """Run the inbound process in the foreground.
+
+    It serves one-click unsubscribe over HTTP and takes returned mail by SMTP.
+    """
     _become("inbound")
+
+
+@cli.command("sink", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def sink(options: tuple[str, ...]) -> None:
+    """Run the built-in mail sink.
+
+    It takes everything, answers as scripted, and shows the mail (`sluice sink --help`).
+    """
+    _become("bench.sink", *options)
 
 
 @cli.command("check-config", epilog=EPILOG)
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
 @json_option
 def check_config(file: str | None, as_json: bool) -> None:
-    """Read the settings as every process would, and say what is wrong with them.
+    """Check the settings.
 
-    Checks FILE, or the file the other commands would use, with the SLUICE_* variables of the environment on top.
-    Exit code 1 when they are refused.
+    Reads them as every process would, and says what is wrong. Checks FILE, or the file the other commands would use, with the
+    SLUICE_* variables of the environment on top. Exit code 1 when they are refused.
     """
     from pathlib import Path
 
@@ -97,16 +114,18 @@ def check_config(file: str | None, as_json: bool) -> None:
 
     path = Path(file) if file else cli_base.config_path()
     try:
-        settings = load.load(path, os.environ)
+        settings, warnings = load.check(path, os.environ)
     except ConfigurationError as error:
         if as_json:
-            cli_base.write_json({"ok": False, "file": str(path or ""), "problems": error.problems})
+            cli_base.write_json({"ok": False, "file": str(path or ""), "problems": error.problems, "warnings": []})
         for problem in error.problems:
             say(f"sluice: {problem}")
         sys.exit(FAILED)
     if as_json:
-        cli_base.write_json({"ok": True, "file": str(path or ""), "problems": []})
+        cli_base.write_json({"ok": True, "file": str(path or ""), "problems": [], "warnings": warnings})
         return
+    for warning in warnings:
+        say(f"warning: {warning}")
     cli_base.facts([
         ("settings", f"{path or 'defaults'}: ok"),
         ("state directory", load.state_directory(settings)),
@@ -119,7 +138,7 @@ def check_config(file: str | None, as_json: bool) -> None:
 @cli.command(epilog=EPILOG)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Write the completion script of a shell to standard output.
+    """Write the completion script of a shell.
 
     bash: `sluice completion bash > /etc/bash_completion.d/sluice`; zsh and fish likewise, into a directory of their function path.
     """
@@ -130,7 +149,7 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "sluice", "_SLUICE_COMPLETE").source())
 
 
-for command in (*cli_lists.COMMANDS, *cli_campaign.COMMANDS, *cli_status.COMMANDS):
+for command in (*cli_lists.COMMANDS, *cli_servers.COMMANDS, *cli_campaign.COMMANDS, *cli_status.COMMANDS):
     cli.add_command(command)
 
 

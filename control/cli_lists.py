@@ -41,11 +41,11 @@ async def find_list(stores: Stores, reference: str) -> "List":
 )
 @json_option
 def import_command(file: str, list_name: str, create: bool, form: str | None, refusals: str | None, as_json: bool) -> None:
-    """Import recipients from FILE (`-` = standard input) into a list.
+    """Import recipients into a list.
 
-    CSV needs a header line with a column `email`; every other column becomes a field of the list. NDJSON: one object a line. Rows that
-    cannot be used are refused one by one, with row number, field and reason; the good ones are imported. Row 1 is the first one after
-    the header. Importing the same file again changes nothing.
+    FILE is CSV or NDJSON, `-` standard input. CSV needs a header line with a column `email`; every other column becomes a field of
+    the list. NDJSON: one object a line. Rows that cannot be used are refused one by one, with row number, field and reason; the
+    good ones are imported. Row 1 is the first one after the header. Importing the same file again changes nothing.
     """
     report = with_stores(lambda stores: _import(stores, file, list_name, create, form, refusals))
     if as_json:

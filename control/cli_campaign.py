@@ -1,0 +1,211 @@
+"""`sluice campaign`: write, start, steer and look at campaigns."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from control.cli_base import EPILOG, Stores, click, facts, json_option, say, table, with_stores, write_json
+from control.cli_lists import find_list
+from control.cli_servers import find_server
+
+if TYPE_CHECKING:
+    from store.accounting import Report
+    from store.campaigns import Campaign, Progress
+
+_POLL_SECONDS: Final = 0.5
+
+_CAMPAIGN = click.argument("campaign_id", type=int, metavar="CAMPAIGN")
+
+
+@click.group("campaign", epilog=EPILOG)
+def campaign_group() -> None:
+    """Campaigns: one content to one list. CAMPAIGN is the number that `create` and `list` show."""
+
+
+@campaign_group.command("create", epilog=EPILOG)
+@click.option("--name", required=True, help="For you; recipients never see it.")
+@click.option("--list", "list_name", required=True, metavar="NAME", help="Who gets it: a list by name or id.")
+@click.option("--server", "server_name", required=True, metavar="NAME", help="The way out: a delivery server by name or id.")
+@click.option("--subject", required=True, help="Subject, Liquid allowed. A recipient whose value would break the line is refused.")
+@click.option("--from-name", default="", help="Display name of the sender.")
+@click.option("--from-email", default="", help="Address of the sender. Default: the list's.")
+@click.option("--reply-to", default="", help="Where answers go.")
+@click.option("--html", "html_file", type=click.Path(exists=True, dir_okay=False), help="File with the HTML part (UTF-8, Liquid).")
+@click.option("--text", "text_file", type=click.Path(exists=True, dir_okay=False), help="File with the text part (UTF-8, Liquid).")
+@click.option("--class", "mail_class", type=click.Choice(["marketing", "autoresponder", "transactional"]), default="marketing",
+              show_default=True, help="Priority class; transactional overtakes the others.")  # fmt: skip
+@click.option("--start", "start_now", is_flag=True, help="Start it at once.")
+@json_option
+def campaign_create(
+    list_name: str, server_name: str, html_file: str | None, text_file: str | None, start_now: bool, as_json: bool, **fields: str
+) -> None:
+    """Create a campaign as a draft. The content is compiled and checked: an error in a template names line and column."""
+    if not html_file and not text_file:
+        raise click.UsageError("name --html, --text or both")
+    content = {"html": _read(html_file), "text": _read(text_file)}
+
+    async def work(stores: Stores) -> "Campaign":
+        from control import campaigns
+
+        target = await find_list(stores, list_name)
+        server = await find_server(stores, server_name)
+        made = await campaigns.create_draft(stores, {**fields, **content, "list_id": target.id, "delivery_server_id": server.id})
+        return await campaigns.start_campaign(stores, made.id) if start_now else made
+
+    made = with_stores(work)
+    if as_json:
+        write_json(_brief(made))
+    else:
+        click.echo(f"campaign {made.id} created: {made.name} ({made.state})")
+        if not start_now:
+            say(f"`sluice campaign start {made.id}` sends it")
+
+
+def _read(file: str | None) -> str:
+    from domain.errors import Invalid
+
+    if file is None:
+        return ""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Invalid(file, f"is not UTF-8 (octet {error.start}); convert it first") from None
+
+
+def _brief(campaign: "Campaign") -> dict[str, Any]:
+    """A campaign without its bodies."""
+    return {name: getattr(campaign, name) for name in campaign.__struct_fields__ if name not in ("html", "text")}
+
+
+@campaign_group.command("start", epilog=EPILOG)
+@_CAMPAIGN
+@click.option("--wait", is_flag=True, help="Wait until every recipient has its end, and show progress.")
+@json_option
+def campaign_start(campaign_id: int, wait: bool, as_json: bool) -> None:
+    """Start a draft. Its list is taken as it stands now; who is added later is not part of it.
+
+    With --wait the command may be interrupted (Ctrl-C): the campaign goes on.
+    """
+
+    async def work(stores: Stores) -> "Progress":
+        from control import campaigns
+
+        await campaigns.start_campaign(stores, campaign_id)
+        return await (_wait(stores, campaign_id) if wait else _progress(stores, campaign_id))
+
+    _show_progress(with_stores(work), as_json)
+
+
+def _change(name: str, summary: str) -> None:
+    """Define one of the commands that move a campaign from state to state."""
+
+    @campaign_group.command(name, epilog=EPILOG, help=summary)
+    @_CAMPAIGN
+    @json_option
+    def change(campaign_id: int, as_json: bool) -> None:
+        async def work(stores: Stores) -> "Progress":
+            from store import batch_queue, campaigns
+
+            await getattr(campaigns, name)(stores.pool, campaign_id)
+            await batch_queue.publish_change(stores.redis, "campaigns")
+            return await _progress(stores, campaign_id)
+
+        _show_progress(with_stores(work), as_json)
+
+
+_change("pause", "Pause: engines stop within a second, every recipient waits.")
+_change("resume", "Go on where it was paused.")
+_change("cancel", "Cancel: every recipient who has no end yet ends as cancelled. Cannot be undone.")
+
+
+@campaign_group.command("show", epilog=EPILOG)
+@_CAMPAIGN
+@json_option
+def campaign_show(campaign_id: int, as_json: bool) -> None:
+    """Show a campaign and where it stands."""
+
+    async def work(stores: Stores) -> "tuple[Campaign, Progress]":
+        from store import campaigns, postgres
+
+        async with postgres.connection(stores.pool) as conn:
+            return await campaigns.get(conn, None, campaign_id), await campaigns.progress(conn, None, campaign_id)
+
+    found, progress = with_stores(work)
+    if as_json:
+        write_json({**_brief(found), "progress": progress})
+        return
+    facts((name, value) for name, value in _brief(found).items() if name not in ("user_id", "version", "recipients"))
+    _show_progress(progress, as_json=False)
+
+
+@campaign_group.command("list", epilog=EPILOG)
+@click.option("--state", type=click.Choice(["draft", "preparing", "running", "paused", "cancelling", "cancelled", "completed"]))
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@json_option
+def campaign_list(state: str | None, limit: int, as_json: bool) -> None:
+    """Show campaigns, the newest first."""
+
+    async def work(stores: Stores) -> "list[Campaign]":
+        from store import campaigns, postgres
+
+        async with postgres.connection(stores.pool) as conn:
+            return await campaigns.list_campaigns(conn, None, None, limit, state)
+
+    found = with_stores(work)
+    if as_json:
+        write_json([_brief(entry) for entry in found])
+    else:
+        table("campaigns", (">id", "name", "state", ">recipients", "created", "started", "finished"),
+              ((c.id, c.name, c.state, c.recipients, c.created_at, c.started_at, c.finished_at) for c in found))  # fmt: skip
+
+
+@campaign_group.command("report", epilog=EPILOG)
+@_CAMPAIGN
+@json_option
+def campaign_report(campaign_id: int, as_json: bool) -> None:
+    """Show what became of a campaign: outcomes by kind and category, and what servers said most often."""
+
+    async def work(stores: Stores) -> "Report":
+        from store import accounting
+
+        return await accounting.report(stores.pool, campaign_id)
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+        return
+    totals = found.totals
+    facts([*((name, getattr(totals, name)) for name in totals.__struct_fields__), ("queued", totals.queued)])
+    table("records", ("kind", "category", "status", ">records"), ((o.kind, o.category, o.status, o.records) for o in found.outcomes))
+    table("what servers said", ("kind", "answer", ">records"), ((d.kind, d.diagnostic, d.records) for d in found.diagnostics))
+
+
+async def _progress(stores: Stores, campaign_id: int) -> "Progress":
+    from store import campaigns, postgres
+
+    async with postgres.connection(stores.pool) as conn:
+        return await campaigns.progress(conn, None, campaign_id)
+
+
+async def _wait(stores: Stores, campaign_id: int) -> "Progress":
+    """Wait until the campaign has ended, or is paused: then nothing will happen by itself."""
+    from control.demo_view import Progress as View
+    from domain import states
+
+    with View() as view:
+        while True:
+            found = await _progress(stores, campaign_id)
+            view.update(found.recipients, found.recipients - found.queued, f"{found.delivered:,} delivered, {found.deferrals:,} deferrals")
+            if found.state in (states.COMPLETED, states.CANCELLED, states.PAUSED):
+                return found
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _show_progress(progress: "Progress", as_json: bool) -> None:
+    if as_json:
+        write_json(progress)
+    else:
+        facts((name, getattr(progress, name)) for name in progress.__struct_fields__ if getattr(progress, name) is not None)
+
+
+COMMANDS: Final = (campaign_group,)

@@ -1,0 +1,162 @@
+"""`sluice status`, `top` and `audit`: how it goes, live how it goes, and the proof of what came of it."""
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from control.cli_base import EPILOG, FAILED, OK, Stores, click, facts, json_option, say, show, table, with_stores, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from store.accounting import Audit
+    from store.status import Status
+
+_SERVER_COLUMNS: Final = (">id", "delivery server", "state", ">msg/s", ">connections", ">in flight", ">queued batches", ">delivered",
+                          ">bounced", ">deferrals", ">uncertain")  # fmt: skip
+_ENGINE_COLUMNS: Final = ("engine", "state", ">msg/s", ">messages", ">CPU µs/message", ">peak MiB", ">batches held")
+_CAMPAIGN_COLUMNS: Final = (">id", "campaign", "state", ">recipients", ">delivered", ">bounced", ">expired", ">suppressed", ">queued")
+
+
+@click.command("status", epilog=EPILOG)
+@json_option
+def status_command(as_json: bool) -> None:
+    """Show how it goes and what needs an operator.
+
+    Stores, engines, delivery servers and unfinished campaigns. Exit code 1 when something does: a store that does not answer, no
+    engine, a delivery server that is failing or suspended.
+    """
+
+    async def work(stores: Stores) -> "Status":
+        from store import status
+
+        return await status.gather(stores.pool, stores.redis)
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+    else:
+        facts([("PostgreSQL", found.postgresql), ("Redis", found.redis)])
+        for title, columns, rows in _tables(found):
+            table(title, columns, rows)
+        for sentence in found.trouble:
+            say(f"trouble: {show(sentence)}")
+    sys.exit(OK if found.ok else FAILED)
+
+
+def _tables(found: "Status") -> list[tuple[str, tuple[str, ...], list[tuple[object, ...]]]]:
+    engines: list[tuple[object, ...]] = [
+        (e.id + (" (feeder)" if e.feeder else ""), e.state, e.messages_per_second, e.messages,
+         e.cpu_seconds * 1e6 / e.messages if e.messages else None, e.max_rss_bytes // 2**20, e.held_batches)
+        for e in found.engines
+    ]  # fmt: skip
+    servers: list[tuple[object, ...]] = [
+        (s.id, f"{s.name} ({s.host}:{s.port})", s.state, s.delivered_per_second, s.connections, s.in_flight, s.queued_batches,
+         s.delivered, s.bounced, s.deferred, s.uncertain)
+        for s in found.delivery_servers
+    ]  # fmt: skip
+    campaigns: list[tuple[object, ...]] = [
+        (c.id, c.name, c.state, c.recipients, c.delivered, c.bounced, c.expired, c.suppressed, c.queued) for c in found.campaigns
+    ]
+    return [
+        ("engines", _ENGINE_COLUMNS, engines),
+        ("delivery servers (counts since the engines started)", _SERVER_COLUMNS, servers),
+        ("unfinished campaigns", _CAMPAIGN_COLUMNS, campaigns),
+    ]
+
+
+@click.command("top", epilog=EPILOG)
+@click.option("--interval", type=click.FloatRange(0.2, 60.0), default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option("--count", type=click.IntRange(1), help="Stop after that many looks. Default: until Ctrl-C.")
+def top(interval: float, count: int | None) -> None:
+    """Watch it live.
+
+    Rates, connections, queues and deferrals per delivery server; engines; progress of campaigns. At a terminal it redraws in place;
+    elsewhere it writes one line per look.
+    """
+    with_stores(lambda stores: _watch(stores, interval, count))
+
+
+async def _watch(stores: Stores, interval: float, count: int | None) -> None:
+    from store import status
+
+    looks = 0
+    if not sys.stdout.isatty():
+        while True:
+            click.echo(_line(await status.gather(stores.pool, stores.redis)))
+            looks += 1
+            if looks == count:
+                return
+            await asyncio.sleep(interval)
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(), screen=count is None, auto_refresh=False) as live:
+        while True:
+            live.update(_screen(await status.gather(stores.pool, stores.redis)), refresh=True)
+            looks += 1
+            if looks == count:
+                return
+            await asyncio.sleep(interval)
+
+
+def _line(found: "Status") -> str:
+    rate = sum(engine.messages_per_second for engine in found.engines)
+    servers = found.delivery_servers
+    return (
+        f"{time.strftime('%H:%M:%S', time.localtime(found.at))} engines={len(found.engines)} messages_per_second={rate:.1f} "
+        f"connections={sum(s.connections for s in servers)} queued_batches={sum(s.queued_batches for s in servers)} "
+        f"delivered={sum(s.delivered for s in servers)} bounced={sum(s.bounced for s in servers)} "
+        f"deferrals={sum(s.deferred for s in servers)} trouble={len(found.trouble)}"
+    )
+
+
+def _screen(found: "Status") -> "Group":
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    rate = sum(engine.messages_per_second for engine in found.engines)
+    parts: list[Text | Table] = [
+        Text(f"sluice top  {time.strftime('%H:%M:%S', time.localtime(found.at))}   {rate:,.0f} messages/s   "
+             f"{len(found.engines)} engines   PostgreSQL {show(found.postgresql)}   Redis {show(found.redis)}", style="bold")
+    ]  # fmt: skip
+    for title, columns, rows in reversed(_tables(found)):
+        made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+        for column in columns:
+            made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+        for row in rows:
+            made.add_row(*(Text(show(cell)) for cell in row))
+        parts.append(made)
+    parts += [Text(f"trouble: {show(sentence)}", style="bold red") for sentence in found.trouble]
+    return Group(*parts)
+
+
+@click.command("audit", epilog=EPILOG)
+@click.argument("campaign_id", type=int, metavar="CAMPAIGN")
+@json_option
+def audit(campaign_id: int, as_json: bool) -> None:
+    """Prove what became of everybody in a campaign.
+
+    It counts in the ledger. Clean means: input = delivered + bounced + expired + suppressed + cancelled + queued, nobody missing,
+    nobody with two ends, records and progress agree. Possible duplicates are not a fault: each is an attempt whose link was lost
+    before its reply was read, announced by a `u` record. Exit code 0 only when it is clean.
+    """
+
+    async def work(stores: Stores) -> "Audit":
+        from store import accounting
+
+        return await accounting.audit(stores.pool, campaign_id)
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+    else:
+        facts((name.replace("_", " "), getattr(found, name)) for name in found.__struct_fields__)
+        click.echo("clean" if found.clean else "NOT clean")
+    sys.exit(OK if found.clean else FAILED)
+
+
+COMMANDS: Final = (status_command, top, audit)

@@ -1,0 +1,203 @@
+"""The `sluice` command as people and scripts see it: a real process, real stores, exit codes, one sentence per error."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from control import cli_base
+
+Sluice = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sluice(fresh_database_url: str, redis_url: str, tmp_path: Path) -> Sluice:
+    """Runs `sluice WORDS…` on stores of its own."""
+
+    def run(*words: str, input: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")} | {
+            "PYTHONPATH": str(ROOT),
+            "SLUICE_DATABASE_URL": fresh_database_url,
+            "SLUICE_REDIS_URL": redis_url,
+            "SLUICE_NODE__STATE_DIRECTORY": str(tmp_path / "state"),
+        }
+        return subprocess.run([sys.executable, "-m", "control.cli", *words], input=input, capture_output=True, text=True,
+                              env=own | environment, cwd=tmp_path, timeout=60, check=False)  # fmt: skip
+
+    return run
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> object:
+    """The JSON value a command wrote; it must have ended well."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_help_lists_every_command_and_the_exit_codes() -> None:
+    done = subprocess.run([sys.executable, "-m", "control.cli", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    for word in ("audit", "campaign", "check-config", "completion", "control", "demo", "engine", "import", "inbound", "key", "list",
+                 "server", "sink", "status", "suppress", "top", "up"):  # fmt: skip
+        assert f"\n  {word} " in done.stdout
+    assert "Exit codes: 0 = ok" in done.stdout
+
+
+def test_help_imports_neither_stores_nor_web_framework() -> None:
+    code = "import sys, control.cli; print([name for name in sys.modules if name.split('.')[0] in sys.argv[1:]])"
+    heavy = ("asyncpg", "redis", "litestar", "uvloop", "rich", "msgspec", "aiohttp", "liquid", "cryptography")
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("words", [("nonsense",), ("campaign", "start"), ("import", "/nonexistent.csv", "--list", "x"), ("audit", "seven")])
+def test_wrong_usage_ends_with_code_2_and_without_a_traceback(sluice: Sluice, words: tuple[str, ...]) -> None:
+    done = sluice(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_database_that_does_not_answer_is_one_sentence_and_code_2(sluice: Sluice) -> None:
+    done = sluice("list", "list", SLUICE_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert done.returncode == 2
+    assert done.stderr.startswith("sluice: PostgreSQL at 127.0.0.1:1/none is not available")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_list_that_does_not_exist_is_named(sluice: Sluice) -> None:
+    done = sluice("list", "show", "Nobody")
+    assert done.returncode == 2
+    assert done.stderr == "sluice: there is no list 'Nobody'; `sluice list list` shows what there is\n"
+
+
+def test_an_import_keeps_good_rows_and_reports_the_others(sluice: Sluice, tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text(
+        "email,first_name\r\nana@one.example,Ana\r\nno-at.example,Bo\r\nANA@one.example,Again\r\nbø@two.example,Bø\r\n", encoding="utf-8"
+    )
+    done = sluice("import", "people.csv", "--list", "Readers", "--json")
+    assert done.returncode == 2, "without --create there is no such list"
+
+    report = answer(sluice("import", "people.csv", "--list", "Readers", "--create", "--refusals", "refused.csv", "--json"))
+    assert isinstance(report, dict)
+    assert {name: report[name] for name in ("rows", "imported", "updated", "refused")} == {
+        "rows": 4,
+        "imported": 2,
+        "updated": 0,
+        "refused": 2,
+    }
+    assert [(refusal["row"], refusal["field"]) for refusal in report["refusals"]] == [(2, "email"), (3, "email")]
+    assert "duplicate of row 1" in report["refusals"][1]["reason"]
+    assert (tmp_path / "refused.csv").read_text().splitlines()[0] == "row,field,reason"
+    assert len((tmp_path / "refused.csv").read_text().splitlines()) == 3
+
+    again = answer(sluice("import", "-", "--list", "Readers", "--json", input=(tmp_path / "people.csv").read_text(encoding="utf-8")))
+    assert isinstance(again, dict)
+    assert (again["imported"], again["updated"]) == (0, 2)
+
+    shown = answer(sluice("list", "show", "Readers", "--json"))
+    assert isinstance(shown, dict)
+    assert shown["subscribers"] == {"subscribed": 2}
+    assert [field["name"] for field in shown["fields"]] == ["first_name"]
+
+
+def test_lists_can_be_made_with_fields_and_found_by_name_or_id(sluice: Sluice) -> None:
+    made = answer(sluice("list", "create", "Club", "--sender-email", "club@one.example", "--field", "points:number", "--json"))
+    assert isinstance(made, dict)
+    by_id = answer(sluice("list", "show", str(made["id"]), "--json"))
+    assert by_id == answer(sluice("list", "show", "Club", "--json"))
+    twice = sluice("list", "create", "Club")
+    assert (twice.returncode, twice.stderr) == (1, "sluice: a list named 'Club' exists already; choose another name\n")
+    wrong = sluice("list", "create", "Other", "--sender-email", "not an address")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("sluice: --sender-email: ")
+    table = sluice("list", "list")
+    assert "Club" in table.stdout
+    assert "club@one.example" in table.stdout
+
+
+def test_suppressions_are_added_checked_and_removed(sluice: Sluice) -> None:
+    assert answer(sluice("suppress", "add", "Gone@one.example", "gone@ONE.example", "--note", "asked by phone", "--json")) == {
+        "given": 2,
+        "added": 1,
+    }
+    found = answer(sluice("suppress", "check", "gone@one.example", "--json"))
+    assert isinstance(found, dict)
+    assert found["suppressed"] is True
+    assert [(entry["reason"], entry["note"], entry["list_id"]) for entry in found["suppressions"]] == [("manual", "asked by phone", None)]
+    assert sluice("suppress", "remove", "gone@one.example").stdout == "1 removed; the address may be mailed again\n"
+    assert answer(sluice("suppress", "check", "gone@one.example", "--json")) == {"suppressed": False, "suppressions": []}
+    assert answer(sluice("suppress", "add", "--file", "-", "--json", input="a@x.example\n\nb@x.example\n")) == {"given": 2, "added": 2}
+    assert sluice("suppress", "add").returncode == 2
+
+
+def test_a_key_is_shown_once_listed_without_its_secret_and_revoked(sluice: Sluice) -> None:
+    made = sluice("key", "new", "laptop")
+    assert made.returncode == 0
+    key = made.stdout.strip()
+    assert key.startswith("slk_")
+    assert made.stderr == "keep it safe: it is shown only now\n"
+    listed = sluice("key", "list", "--json")
+    entry = next(entry for entry in json.loads(listed.stdout) if entry["name"] == "laptop")
+    assert key not in listed.stdout
+    assert (entry["scope"], entry["prefix"], entry["revoked_at"]) == ("user", key.split("_")[1], None)
+    assert sluice("key", "revoke", str(entry["id"])).stdout == f"key {entry['id']} revoked\n"
+    assert next(entry for entry in json.loads(sluice("key", "list", "--json").stdout) if entry["name"] == "laptop")["revoked_at"]
+
+
+def test_check_config_names_file_key_and_reason_and_fails(sluice: Sluice, tmp_path: Path) -> None:
+    good = tmp_path / "good.toml"
+    good.write_text("[engine]\nprocesses = 2\n")
+    assert answer(sluice("check-config", "good.toml", "--json")) == {"ok": True, "file": "good.toml", "problems": [], "warnings": []}
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[engine]\nprocesess = 2\n")
+    done = sluice("check-config", "bad.toml")
+    assert done.returncode == 1
+    assert "bad.toml" in done.stderr
+    assert "engine.procesess" in done.stderr
+    done = sluice("--config", "bad.toml", "list", "list")
+    assert done.returncode == 2
+    assert "engine.procesess" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_of_the_shell(sluice: Sluice, shell: str) -> None:
+    done = sluice("completion", shell)
+    assert done.returncode == 0
+    assert "_SLUICE_COMPLETE" in done.stdout
+
+
+def test_completion_offers_commands(sluice: Sluice) -> None:
+    done = sluice(_SLUICE_COMPLETE="bash_complete", COMP_WORDS="sluice camp", COMP_CWORD="1")
+    assert done.stdout.strip() == "plain,campaign"
+
+
+def test_output_to_a_closed_pipe_makes_no_noise() -> None:
+    shell = f"{sys.executable} -m control.cli completion bash | true"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stderr == ""
+
+
+def test_status_says_what_is_missing_and_fails(sluice: Sluice) -> None:
+    done = sluice("status", "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert (found["postgresql"], found["redis"], found["engines"]) == ("ok", "ok", [])
+    assert any("no engine is running" in sentence for sentence in found["trouble"])
+
+
+def test_top_writes_a_line_per_look_without_a_terminal(sluice: Sluice) -> None:
+    began = time.monotonic()
+    done = sluice("top", "--count", "2", "--interval", "0.2")
+    assert done.returncode == 0
+    assert [" messages_per_second=0.0 " in line for line in done.stdout.splitlines()] == [True, True]
+    assert time.monotonic() - began < 30
+
+
+def test_values_are_shown_without_control_characters() -> None:
+    assert cli_base.show("a\x1b[31mb\r\nc") == "a [31mb  c"
+    assert cli_base.show(1234567) == "1,234,567"
