@@ -31,7 +31,9 @@ class Site:
         writer.close()
         return answer
 
-    async def ask(self, method: str, path: str, body: bytes = b"", *, kind: str = "application/x-www-form-urlencoded") -> tuple[int, dict[str, str], bytes]:
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", *, kind: str = "application/x-www-form-urlencoded"
+    ) -> tuple[int, dict[str, str], bytes]:
         length = f"Content-Length: {len(body)}\r\nContent-Type: {kind}\r\n" if body else "Content-Length: 0\r\n" if method == "POST" else ""
         answer = await self.raw(f"{method} {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n{length}\r\n".encode("latin-1") + body)
         head, _, content = answer.partition(b"\r\n\r\n")
@@ -75,11 +77,16 @@ async def test_other_methods_are_refused_and_do_nothing(site: Site, pool: Pool, 
     ("body", "kind"),
     [
         (ONE_CLICK, "application/x-www-form-urlencoded"),
-        (b'--b\r\nContent-Disposition: form-data; name="List-Unsubscribe"\r\n\r\nOne-Click\r\n--b--\r\n', "multipart/form-data; boundary=b"),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="List-Unsubscribe"\r\n\r\nOne-Click\r\n--b--\r\n',
+            "multipart/form-data; boundary=b",
+        ),
         (b"", ""),
     ],
 )
-async def test_a_one_click_post_unsubscribes_without_redirect_or_cookie(site: Site, pool: Pool, world: World, body: bytes, kind: str) -> None:
+async def test_a_one_click_post_unsubscribes_without_redirect_or_cookie(
+    site: Site, pool: Pool, world: World, body: bytes, kind: str
+) -> None:
     status, headers, _ = await site.ask("POST", f"/u/{world.token}", body, kind=kind)
     assert status == 200
     assert "set-cookie" not in headers
@@ -104,7 +111,17 @@ async def test_posts_at_the_same_time_are_one_unsubscribe(site: Site, pool: Pool
 async def test_a_changed_token_is_not_there(site: Site, pool: Pool, world: World) -> None:
     token = world.token
     spellings = [token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :] for at in range(len(token))]
-    spellings += [token[:-1], token + "A", token + "=", token * 2, "", f"%{ord(token[0]):02x}{token[1:]}", token + "%00", token + "/", "a" * 64_000]
+    spellings += [
+        token[:-1],
+        token + "A",
+        token + "=",
+        token * 2,
+        "",
+        f"%{ord(token[0]):02x}{token[1:]}",
+        token + "%00",
+        token + "/",
+        "a" * 64_000,
+    ]
     spellings.append(links.token(world.keyring.derive("web-view"), links.LinkParts(world.user_id, world.campaign_id, 1)))
     for spelling in spellings:
         status, headers, _ = await site.ask("POST", f"/u/{spelling}", ONE_CLICK)

@@ -1,0 +1,87 @@
+"""The inbound process as it is started: one ready line, both doors open, SIGTERM clean."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from store.postgres import Pool
+from tests.inbound.conftest import World
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+async def start(tmp_path: Path, database_url: str, redis_url: str, **settings: str) -> asyncio.subprocess.Process:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "SLUICE_NODE_STATE_DIRECTORY": str(tmp_path),
+        "SLUICE_NODE_NAME": "mx.mailer.example",
+        "SLUICE_DATABASE_URL": database_url,
+        "SLUICE_REDIS_URL": redis_url,
+        "SLUICE_SECRETS_KEY": bytes(range(32)).hex(),
+        "SLUICE_INBOUND_SMTP_PORT": str(free_port()),
+        "SLUICE_INBOUND_HTTP_PORT": str(free_port()),
+        **settings,
+    }
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inbound", cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+
+
+async def ready(process: asyncio.subprocess.Process) -> dict[str, tuple[str, int]]:
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+    assert line[:2] == ["inbound", "ready"], (line, await process.stderr.read() if process.stderr else b"")
+    places = dict(word.split("=") for word in line[2:])
+    return {name: (place.rpartition(":")[0], int(place.rpartition(":")[2])) for name, place in places.items()}
+
+
+async def test_the_process_serves_both_doors_and_ends_clean_on_sigterm(
+    tmp_path: Path, fresh_database_url: str, redis_url: str, pool: Pool, world: World
+) -> None:
+    process = await start(tmp_path, fresh_database_url, redis_url)
+    try:
+        places = await ready(process)
+        reader, writer = await asyncio.open_connection(*places["http"])
+        writer.write(f"POST /u/{world.token} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        assert await pool.fetchval("select state from subscribers") == "unsubscribed"
+        reader, writer = await asyncio.open_connection(*places["smtp"])
+        assert (await reader.readline()).startswith(b"220 mx.mailer.example")
+        for command, code in (
+            ("HELO x", b"250"),
+            ("MAIL FROM:<>", b"250"),
+            (f"RCPT TO:<{world.return_path()}>", b"250"),
+            ("DATA", b"354"),
+            ("a: b\r\n\r\nc\r\n.", b"250"),
+        ):
+            writer.write(command.encode() + b"\r\n")
+            assert (await reader.readline()).startswith(code), command
+        assert await pool.fetchval("select raw from inbound_messages") == b"a: b\r\n\r\nc\r\n"
+        process.send_signal(signal.SIGTERM)  # with a session open
+        assert (await reader.readline()).startswith(b"421")
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_port_that_is_taken_is_named(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
+    taken = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = taken.sockets[0].getsockname()[1]
+    process = await start(tmp_path, fresh_database_url, redis_url, SLUICE_INBOUND_SMTP_PORT=str(port))
+    try:
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 2
+        assert f"inbound.smtp_port: cannot listen on 127.0.0.1:{port}" in errors.decode()
+    finally:
+        taken.close()
