@@ -1,13 +1,13 @@
 """engine.disposition: every row of the policy table, and what must never happen (P5)."""
 
 import pytest
-from ext.smtp_session import STAGE_CONTENT, STAGE_DATA, STAGE_LOST, STAGE_MAIL, STAGE_RCPT, STAGE_UNSENT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from domain import states
 from domain.bounce import classify
 from engine.disposition import MAX_LOSSES, REQUEUED, TABLE, decide
+from ext.smtp_session import STAGE_CONTENT, STAGE_DATA, STAGE_LOST, STAGE_MAIL, STAGE_RCPT, STAGE_UNSENT
 
 BEFORE_DOT = (STAGE_MAIL, STAGE_RCPT, STAGE_DATA)
 ANSWERED = (*BEFORE_DOT, STAGE_CONTENT)
