@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from config.keys import Keyring
     from config.settings import Settings
+    from control.services import Services
     from store.embedded import Backends
     from store.postgres import Pool
 elif sys.stdout.isatty():
@@ -85,14 +86,34 @@ class Stores:
         self.user_id = user_id
         self.admin_key = admin_key
 
+    @property
+    def services(self) -> "Services":
+        """What the API's handlers ask for. `services.announce` tells the engines of a change and never fails."""
+        from control.services import Services
+
+        return Services(pool=self.pool, redis=self.redis, keyring=self.keyring, settings=self.settings)
+
 
 async def call(stores: Stores, handler: Any, **arguments: Any) -> Any:
     """Call one of the API's route handlers in this process, as the local administrator: same checks, same words, no HTTP."""
     from control.guards import Caller
-    from control.services import Services
 
-    services = Services(pool=stores.pool, redis=stores.redis, keyring=stores.keyring, settings=stores.settings)
-    return await handler.fn(None, caller=Caller(stores.user_id, "admin"), services=services, **arguments)
+    return await handler.fn(None, caller=Caller(stores.user_id, "admin"), services=stores.services, **arguments)
+
+
+def convert(fields: dict[str, Any], kind: Any) -> Any:
+    """Options as one of the API's own requests. Raises Invalid in the words the API uses."""
+    import msgspec
+
+    from control.errors import field_error
+    from domain.errors import Invalid
+
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        found = field_error(place.strip("`."), message)
+        raise Invalid(found.field, found.reason) from None
 
 
 def dump(value: object) -> str:

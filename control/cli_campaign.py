@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from control.cli_base import EPILOG, Stores, click, facts, json_option, say, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, say, table, with_stores, write_json
 from control.cli_lists import find_list
 from control.cli_servers import find_server
 
@@ -45,12 +45,15 @@ def campaign_create(
     content = {"html": _read(html_file), "text": _read(text_file)}
 
     async def work(stores: Stores) -> "Campaign":
-        from control import campaigns
+        from control import campaigns as api
 
         target = await find_list(stores, list_name)
         server = await find_server(stores, server_name)
-        made = await campaigns.create_draft(stores, {**fields, **content, "list_id": target.id, "delivery_server_id": server.id})
-        return await campaigns.start_campaign(stores, made.id) if start_now else made
+        data = convert({**fields, **content, "list_id": target.id, "delivery_server_id": server.id}, api.CampaignCreate)
+        made: Campaign = await call(stores, api.CampaignController.create, data=data)
+        if start_now:
+            made = await call(stores, api.CampaignController.start, campaign_id=made.id)
+        return made
 
     made = with_stores(work)
     if as_json:
@@ -88,9 +91,9 @@ def campaign_start(campaign_id: int, wait: bool, as_json: bool) -> None:
     """
 
     async def work(stores: Stores) -> "Progress":
-        from control import campaigns
+        from control import campaigns as api
 
-        await campaigns.start_campaign(stores, campaign_id)
+        await call(stores, api.CampaignController.start, campaign_id=campaign_id)
         return await (_wait(stores, campaign_id) if wait else _progress(stores, campaign_id))
 
     _show_progress(with_stores(work), as_json)
@@ -104,10 +107,10 @@ def _change(name: str, summary: str) -> None:
     @json_option
     def change(campaign_id: int, as_json: bool) -> None:
         async def work(stores: Stores) -> "Progress":
-            from store import batch_queue, campaigns
+            from store import campaigns
 
             await getattr(campaigns, name)(stores.pool, campaign_id)
-            await batch_queue.publish_change(stores.redis, "campaigns")
+            await stores.services.announce("campaigns")
             return await _progress(stores, campaign_id)
 
         _show_progress(with_stores(work), as_json)

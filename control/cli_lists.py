@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from control.cli_base import EPILOG, Stores, click, facts, find_by_name, json_option, say, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, convert, facts, find_by_name, json_option, say, table, with_stores, write_json
 
 if TYPE_CHECKING:
     from domain.import_rows import Format
@@ -67,15 +67,13 @@ def import_command(file: str, list_name: str, create: bool, form: str | None, re
 
 async def _import(stores: Stores, file: str, list_name: str, create: bool, form: str | None, refusals: str | None) -> "ImportReport":
     from domain.errors import NotFound
-    from store import lists, postgres
 
     try:
         target = await find_list(stores, list_name)
     except NotFound:
         if not create:
             raise
-        async with postgres.connection(stores.pool) as conn:
-            target = await lists.create(conn, stores.user_id, list_name, "", "")
+        target = await _create_list(stores, list_name, "", "", ())
     format_name = form or ("ndjson" if Path(file).suffix.lower() in (".ndjson", ".jsonl") else "csv")
     report = await import_file(stores, target.id, None if file == "-" else Path(file), format_name)
     if refusals:
@@ -153,20 +151,16 @@ def list_create(name: str, sender_name: str, sender_email: str, fields: tuple[st
 
 
 async def _create_list(stores: Stores, name: str, sender_name: str, sender_email: str, fields: tuple[str, ...]) -> "List":
-    from domain import address
-    from domain.errors import Invalid
-    from store import lists, postgres
+    from control import lists as api
 
-    if sender_email:
-        sender_email = address.parse(sender_email, "--sender-email").text
-    async with postgres.transaction(stores.pool) as conn:
-        made = await lists.create(conn, stores.user_id, name, sender_name, sender_email)
-        for field in fields:
-            field_name, _, kind = field.partition(":")
-            if kind not in ("", "text", "number", "date", "list"):
-                raise Invalid("--field", "KIND must be text, number, date or list", field)
-            await lists.create_field(conn, stores.user_id, made.id, field_name, kind or "text")  # type: ignore[arg-type]
-        return made
+    made: List = await call(
+        stores, api.ListController.create, data=api.ListCreate(name=name, sender_name=sender_name, sender_email=sender_email)
+    )
+    for field in fields:
+        field_name, _, kind = field.partition(":")
+        data = convert({"name": field_name, "kind": kind or "text"}, api.CustomFieldCreate)
+        await call(stores, api.CustomFieldController.create, list_id=made.id, data=data)
+    return made
 
 
 @list_group.command("show", epilog=EPILOG)
@@ -251,13 +245,13 @@ def suppress_add(addresses: tuple[str, ...], file: "TextIO | None", system: bool
 async def suppress(stores: Stores, addresses: list[str], *, system: bool = False, list_name: str | None = None, note: str = "") -> int:
     """Suppress addresses and tell the engines; returns how many are new. Raises Invalid naming the address, NotFound (list)."""
     from domain import address
-    from store import batch_queue, postgres, suppressions
+    from store import postgres, suppressions
 
     keys = [address.key(text, "address") for text in addresses]
     list_id = (await find_list(stores, list_name)).id if list_name else None
     async with postgres.transaction(stores.pool) as conn:
         added = await suppressions.add(conn, None if system else stores.user_id, list_id, keys, "manual", note)
-    await batch_queue.publish_change(stores.redis, "suppressions")
+    await stores.services.announce("suppressions")
     return added
 
 
@@ -269,7 +263,7 @@ def suppress_remove(address: str, list_name: str | None) -> None:
 
     async def work(stores: Stores) -> int:
         from domain.errors import NotFound
-        from store import batch_queue, postgres, suppressions
+        from store import postgres, suppressions
 
         list_id = (await find_list(stores, list_name)).id if list_name else None
         found = [entry for entry in await _check(stores, address, list_name) if list_name is None or entry.list_id == list_id]
@@ -278,7 +272,7 @@ def suppress_remove(address: str, list_name: str | None) -> None:
         async with postgres.transaction(stores.pool) as conn:
             for entry in found:
                 await suppressions.remove(conn, None, entry.id)
-        await batch_queue.publish_change(stores.redis, "suppressions")
+        await stores.services.announce("suppressions")
         return len(found)
 
     click.echo(f"{with_stores(work)} removed; the address may be mailed again")

@@ -11,6 +11,7 @@ from control.cli_base import (
     Stores,
     call,
     click,
+    convert,
     facts,
     find_by_name,
     json_option,
@@ -21,7 +22,7 @@ from control.cli_base import (
 
 if TYPE_CHECKING:
     from control.delivery_servers import DeliveryServerShown
-    from control.server_test import TestResult
+    from control.trial import TrialResult
     from domain.egress import DeliveryServer
 
 _SERVER = click.argument("name", metavar="NAME")
@@ -80,21 +81,6 @@ def _fields(password_file: Any, limits: tuple[str, ...], given: dict[str, Any]) 
     return fields
 
 
-def _convert(fields: dict[str, Any], kind: Any) -> Any:
-    """Options into the API's own request. Raises Invalid in the words the API uses."""
-    import msgspec
-
-    from control.errors import field_error
-    from domain.errors import Invalid
-
-    try:
-        return msgspec.convert(fields, kind, strict=False)
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$")
-        found = field_error(place.strip("`."), message)
-        raise Invalid(found.field, found.reason) from None
-
-
 @server_group.command("add", epilog=EPILOG)
 @_SERVER
 @click.option("--host", required=True, help="Host name or IP address.")
@@ -106,7 +92,7 @@ def server_add(name: str, as_json: bool, password_file: Any, limits: tuple[str, 
     async def work(stores: Stores) -> "DeliveryServerShown":
         from control import delivery_servers as api
 
-        data = _convert({"name": name, **_fields(password_file, limits, given)}, api.DeliveryServerCreate)
+        data = convert({"name": name, **_fields(password_file, limits, given)}, api.DeliveryServerCreate)
         return await call(stores, api.DeliveryServerController.create, data=data)  # type: ignore[no-any-return]
 
     _show(with_stores(work), as_json)
@@ -125,7 +111,7 @@ def server_update(name: str, new_name: str | None, as_json: bool, password_file:
         from control import delivery_servers as api
 
         server = await find_server(stores, name)
-        data = _convert(_fields(password_file, limits, {"name": new_name, **given}), api.DeliveryServerUpdate)
+        data = convert(_fields(password_file, limits, {"name": new_name, **given}), api.DeliveryServerUpdate)
         return await call(stores, api.DeliveryServerController.update, server_id=server.id, data=data)  # type: ignore[no-any-return]
 
     _show(with_stores(work), as_json)
@@ -172,7 +158,7 @@ def server_show(name: str, as_json: bool) -> None:
 def server_test(name: str, to: str, as_json: bool) -> None:
     """Really send one message, step by step. Exit code 1 when it fails: the sentence names the stage and what to do."""
 
-    async def work(stores: Stores) -> "TestResult":
+    async def work(stores: Stores) -> "TrialResult":
         from control import delivery_servers as api
 
         server = await find_server(stores, name)

@@ -192,8 +192,10 @@ class _Campaign:
         )
         self._report = await cli_lists.import_file(self._stores, made["id"], self._listing.path, "csv")
         say(f"imported {self._report.imported:,} of {self._report.rows:,} rows, {self._report.refused:,} refused")
-        for address in self._listing.suppressed:
-            await self._api.post("/suppressions", {"email": address, "list_id": made["id"], "note": "asked by telephone"})
+        gone = self._listing.suppressed
+        for start in range(0, len(gone), 5000):
+            wanted = {"emails": gone[start : start + 5000], "scope": "list", "list_id": made["id"], "note": "asked by telephone"}
+            await self._api.post("/suppressions", wanted)
         server = await self._api.post(
             "/delivery-servers",
             {
