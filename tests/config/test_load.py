@@ -81,7 +81,8 @@ def test_sluice_config_names_the_file(tmp_path):
 def test_every_problem_is_reported_with_file_line_key_and_reason(tmp_path):
     path = written(
         tmp_path,
-        "# a comment\n[engine]\nprocesess = 2\nheld_batches = -1\nlease_seconds = 'long'\n\n[databse]\nurl = 'x'\n[control]\nport = 70000\n",
+        "# a comment\n[engine]\nprocesess = 2\nheld_batches = -1\nlease_seconds = 'long'\n\n"
+        "[databse]\nurl = 'x'\n[control]\nport = 70000\n",
     )
     assert problems_of(path) == [
         f"{path}, line 3: engine.procesess: unknown key; did you mean processes?",
@@ -157,7 +158,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_no_message_repeats_a_secret(tmp_path):
-    text = "[secrets]\nkey = 'hunter2hunter2'\n[control]\nadmin_key = 'hunter2'\n[database]\nurl = 'mysql://a:hunter2@h/d'\n[redis]\nurl = 42\n"
+    text = "[secrets]\nkey = 'hunter2hunter2'\n[control]\nadmin_key = 'hunter2'\n"
+    text += "[database]\nurl = 'mysql://a:hunter2@h/d'\n[redis]\nurl = 42\n"
     found = problems_of(written(tmp_path, text), {"SLUICE_CONTROL__ADMIN_KEY": "hunter2 hunter2 hunter2"})
     assert len(found) == 4
     assert not any("hunter2" in problem for problem in found)
