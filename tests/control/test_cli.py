@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from control import cli_base
+from control.supervise import ready_words
 
 Sluice = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
@@ -196,6 +197,95 @@ def test_top_writes_a_line_per_look_without_a_terminal(sluice: Sluice) -> None:
     assert done.returncode == 0
     assert [" messages_per_second=0.0 " in line for line in done.stdout.splitlines()] == [True, True]
     assert time.monotonic() - began < 30
+
+
+@pytest.fixture
+def sink() -> Iterator[str]:
+    """`host:port` of a running sink."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.sink", "--port", "0", "--http-port", "0"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    yield ready_words(process.stdout.readline())["smtp"]
+    process.terminate()
+    process.wait(10)
+    process.stdout.close()
+
+
+def test_a_delivery_server_is_added_tried_and_changed(sluice: Sluice, sink: str) -> None:
+    host, _, port = sink.rpartition(":")
+    made = answer(sluice("server", "add", "Sink", "--host", host, "--port", port, "--mfrom", "bounces.one.example", "--limit",
+                         "max_connections=3", "--limit", "retry_schedule_seconds=1,2.5", "--json"))  # fmt: skip
+    assert isinstance(made, dict)
+    assert (made["port"], made["security"], made["limits"]["max_connections"]) == (int(port), "none", 3)
+    assert made["limits"]["retry_schedule_seconds"] == [1.0, 2.5]
+
+    passed = sluice("server", "test", "Sink", "--to", "you@inbox.example")
+    assert passed.returncode == 0
+    assert passed.stdout.startswith("Email Delivery: PASSED")
+    refused = sluice("server", "test", "Sink", "--to", "bounce@inbox.example", "--json")
+    assert refused.returncode == 1
+    assert (json.loads(refused.stdout)["stage"], json.loads(refused.stdout)["email_delivery"]) == ("rcpt", "failed")
+
+    changed = answer(
+        sluice("server", "update", "Sink", "--name", "Relay", "--username", "me", "--password-file", "-", "--json", input="s3cret\n")
+    )
+    assert isinstance(changed, dict)
+    assert (changed["name"], changed["username"], changed["has_password"], changed["limits"]) == ("Relay", "me", True, made["limits"])
+    assert "s3cret" not in sluice("server", "show", "Relay").stdout
+    assert [server["name"] for server in json.loads(sluice("server", "list", "--json").stdout)] == ["Relay"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--host", "not a host"), "sluice: host: must be a host name or an IP address"),
+        (("--host", "x.example", "--limit", "max_conections=3"), "sluice: limits.max_conections: there is no such field"),
+        (("--host", "x.example", "--limit", "bdat_window=many"), "sluice: limits.bdat_window: must be "),
+        (("--host", "x.example", "--username", "me"), "sluice: password: user name and password belong together"),
+    ],
+)
+def test_a_delivery_server_that_is_refused_names_the_field(sluice: Sluice, words: tuple[str, ...], sentence: str) -> None:
+    done = sluice("server", "add", "Bad", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(sentence)
+
+
+def test_a_campaign_is_written_started_steered_and_audited(sluice: Sluice, tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("email,city\r\nana@one.example,Graz\r\nbob@two.example,Bern\r\n", encoding="utf-8")
+    (tmp_path / "letter.txt").write_text("Hello {{ subscriber.city }}\n{{ links.unsubscribe }}\n", encoding="utf-8")
+    assert sluice("import", "people.csv", "--list", "Readers", "--create").returncode == 0
+    assert sluice("server", "add", "Nowhere", "--host", "127.0.0.1", "--port", "9", "--mfrom", "b.one.example").returncode == 0
+    words = ("campaign", "create", "--name", "May", "--list", "Readers", "--server", "Nowhere", "--from-email", "us@one.example", "--text")
+
+    (tmp_path / "broken.txt").write_text("one\n{{ subscriber.city", encoding="utf-8")
+    broken = sluice(*words, "broken.txt", "--subject", "Hi")
+    assert broken.returncode == 2
+    assert broken.stderr.startswith("sluice: text: ")
+    assert "line 2" in broken.stderr
+
+    made = answer(sluice(*words, "letter.txt", "--subject", "News for {{ subscriber.city }}", "--json"))
+    assert isinstance(made, dict)
+    number = str(made["id"])
+    assert made["state"] == "draft"
+    wrong = sluice("campaign", "pause", number)
+    assert (wrong.returncode, wrong.stderr) == (1, f"sluice: campaign {number} is draft; it cannot be paused\n")
+
+    assert json.loads(sluice("campaign", "start", number, "--json").stdout)["state"] == "preparing"
+    assert json.loads(sluice("campaign", "pause", number, "--json").stdout)["state"] == "paused"
+    assert json.loads(sluice("campaign", "resume", number, "--json").stdout)["state"] == "preparing"
+    assert json.loads(sluice("campaign", "cancel", number, "--json").stdout)["state"] == "cancelling"
+    assert "May" in sluice("campaign", "list").stdout
+    assert json.loads(sluice("campaign", "show", number, "--json").stdout)["progress"]["state"] == "cancelling"
+    assert json.loads(sluice("campaign", "report", number, "--json").stdout)["totals"]["delivered"] == 0
+
+    audit = answer(sluice("audit", number, "--json"))
+    assert isinstance(audit, dict)
+    assert list(audit) == ["input", "delivered", "bounced", "expired", "suppressed", "cancelled", "queued", "missing",
+                           "multiple_terminal", "disagreeing", "possible_duplicates"]  # fmt: skip
+    assert sluice("audit", number).stdout.endswith("clean\n")
+    unknown = sluice("audit", "999999")
+    assert (unknown.returncode, unknown.stderr) == (2, "sluice: there is no campaign 999999; `sluice campaign list` shows what there is\n")
 
 
 def test_values_are_shown_without_control_characters() -> None:
