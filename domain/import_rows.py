@@ -310,6 +310,20 @@ def reader(format: Format, known: dict[str, Kind], create_fields: bool = True) -
     return CsvReader(known, create_fields) if format == "csv" else NdjsonReader(known, create_fields)
 
 
+def check_values(data: dict[str, Any], known: dict[str, Kind]) -> dict[str, Any]:
+    """Merge data of one subscriber as it is stored. Raises Invalid naming the field `data.<name>`."""
+    for name, value in data.items():
+        try:
+            if name not in known:
+                raise Invalid(name, "the list has no such field; create it first")
+            _check_value(name, value)
+            if known[name] != "text":
+                _convert(data, [(name, known[name])])
+        except Invalid as error:
+            raise Invalid(f"data.{name}"[:100], error.reason) from None
+    return data
+
+
 def _csv_reason(said: str) -> str:
     if "field limit" in said:
         return "a value is longer than 128 KiB"

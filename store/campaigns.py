@@ -183,9 +183,7 @@ async def start(pool: Pool, campaign_id: int, version: int) -> Campaign:
             "select true from delivery_servers where id = $1 and deleted_at is null for share", campaign.delivery_server_id
         ):
             raise Conflict(f"delivery server {campaign.delivery_server_id} was deleted; give campaign {campaign_id} another one")
-        if not await conn.fetchval(
-            "select exists (select from subscribers where list_id = $1 and state = 'subscribed')", campaign.list_id
-        ):
+        if not await conn.fetchval("select exists (select from subscribers where list_id = $1 and state = 'subscribed')", campaign.list_id):
             raise Invalid("list_id", f"nobody on list {campaign.list_id} is subscribed; import recipients first")
         return await _set_state(conn, campaign_id, states.PREPARING, ", started_at = now(), version = version + 1")
 
@@ -300,7 +298,7 @@ async def recipient(conn: PooledConnection, campaign_id: int, number: int | None
     if row is None:
         raise NotFound("recipient", email if number is None else number)
     records = await conn.fetch(
-        'select kind::text, at, attempt, status, category, diagnostic, mta, delivery_server_id from accounting '
+        "select kind::text, at, attempt, status, category, diagnostic, mta, delivery_server_id from accounting "
         "where campaign_id = $1 and number = $2 order by at, attempt",
         campaign_id,
         row["number"],

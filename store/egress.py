@@ -71,7 +71,9 @@ async def update(pool: Pool, user_id: int | None, server_id: int, fields: dict[s
         if changes:
             assignments = ", ".join(f"{name} = ${i}" for i, name in enumerate(changes, 2))
             try:
-                await conn.execute(f"update delivery_servers set {assignments}, version = version + 1 where id = $1", server_id, *changes.values())
+                await conn.execute(
+                    f"update delivery_servers set {assignments}, version = version + 1 where id = $1", server_id, *changes.values()
+                )
             except asyncpg.UniqueViolationError:
                 raise _taken(fields) from None
             await _raise_version(conn)
@@ -92,7 +94,9 @@ async def delete(pool: Pool, user_id: int | None, server_id: int) -> None:
         )
         if busy is not None:
             raise Conflict(f"campaign {busy} still needs delivery server {server_id}; cancel it or give it another one")
-        await conn.execute("update delivery_servers set deleted_at = now(), enabled = false, version = version + 1 where id = $1", server_id)
+        await conn.execute(
+            "update delivery_servers set deleted_at = now(), enabled = false, version = version + 1 where id = $1", server_id
+        )
         await _raise_version(conn)
 
 

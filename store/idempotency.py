@@ -20,7 +20,10 @@ async def claim(conn: PooledConnection, user_id: int, key: str, request_hash: by
     """Take the key for this request, or return the earlier request that has it. Exactly one of many at once gets None."""
     for _ in range(3):
         done = await conn.execute(
-            "insert into idempotency_keys (user_id, key, request_hash) values ($1, $2, $3) on conflict do nothing", user_id, key, request_hash
+            "insert into idempotency_keys (user_id, key, request_hash) values ($1, $2, $3) on conflict do nothing",
+            user_id,
+            key,
+            request_hash,
         )
         if done == "INSERT 0 1":
             return None
@@ -35,7 +38,9 @@ async def claim(conn: PooledConnection, user_id: int, key: str, request_hash: by
 
 async def settle(conn: PooledConnection, user_id: int, key: str, status: int, response: bytes) -> None:
     """Keep the answer, to be given again."""
-    await conn.execute("update idempotency_keys set status = $3, response = $4 where user_id = $1 and key = $2", user_id, key, status, response)
+    await conn.execute(
+        "update idempotency_keys set status = $3, response = $4 where user_id = $1 and key = $2", user_id, key, status, response
+    )
 
 
 async def release(conn: PooledConnection, user_id: int, key: str) -> None:

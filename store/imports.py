@@ -91,9 +91,7 @@ async def _known_fields(conn: PooledConnection, user_id: int, list_id: int) -> d
     return {row["name"]: row["kind"] for row in await conn.fetch("select name, kind from custom_fields where list_id = $1", list_id)}
 
 
-async def _stream(
-    conn: PooledConnection, import_id: int, blocks: AsyncIterator[bytes], rows: RowReader, progress: Progress | None
-) -> None:
+async def _stream(conn: PooledConnection, import_id: int, blocks: AsyncIterator[bytes], rows: RowReader, progress: Progress | None) -> None:
     """Parse in a thread, store the block before it meanwhile: the event loop stays free for other requests."""
     await conn.execute(
         "drop table if exists pg_temp.import_rows; "

@@ -82,7 +82,9 @@ async def update(conn: PooledConnection, user_id: int | None, list_id: int, fiel
         except asyncpg.UniqueViolationError:
             raise Conflict(f"a list named {fields['name']!r} exists already; choose another name") from None
         # what a campaign says hangs on its list, and engines keep it compiled by version
-        await conn.execute("update campaigns set version = version + 1 where list_id = $1 and state not in ('completed', 'cancelled')", list_id)
+        await conn.execute(
+            "update campaigns set version = version + 1 where list_id = $1 and state not in ('completed', 'cancelled')", list_id
+        )
     return await get(conn, user_id, list_id)
 
 

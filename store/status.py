@@ -191,7 +191,8 @@ async def _from_postgresql(pool: Pool, user_id: int | None) -> tuple[Sequence[as
             user_id,
         )
         campaigns = await conn.fetch(
-            "select c.id, c.user_id, c.name, c.state, c.delivery_server_id, c.recipients, coalesce(sum(t.delivered), 0)::bigint as delivered, "
+            "select c.id, c.user_id, c.name, c.state, c.delivery_server_id, c.recipients, "
+            "coalesce(sum(t.delivered), 0)::bigint as delivered, "
             "coalesce(sum(t.bounced), 0)::bigint as bounced, coalesce(sum(t.expired), 0)::bigint as expired, "
             "coalesce(sum(t.suppressed), 0)::bigint as suppressed, coalesce(sum(t.cancelled), 0)::bigint as cancelled "
             "from campaigns c left join campaign_totals t on t.campaign_id = c.id "

@@ -5,7 +5,7 @@ from datetime import datetime
 import msgspec
 
 from domain.errors import NotFound
-from domain.suppression import Reason, Suppression, decide
+from domain.suppression import Reason, Scope, Suppression, decide
 from store.postgres import PooledConnection
 
 
@@ -21,7 +21,7 @@ class Suppressed(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
     @property
-    def scope(self) -> str:
+    def scope(self) -> Scope:
         """system, user or list."""
         return Suppression(user_id=self.user_id, list_id=self.list_id, email_key=self.email, reason=self.reason).scope
 
@@ -48,12 +48,12 @@ async def add(
 
 async def record(conn: PooledConnection, suppression: Suppression) -> bool:
     """Store one decision of `domain.suppression.decide`; tells whether it is new."""
-    return bool(
-        await add(conn, suppression.user_id, suppression.list_id, [suppression.email_key], suppression.reason, suppression.note)
-    )
+    return bool(await add(conn, suppression.user_id, suppression.list_id, [suppression.email_key], suppression.reason, suppression.note))
 
 
-async def unsubscribe(conn: PooledConnection, user_id: int, list_id: int, subscriber_id: int | None, email_key: str, note: str = "") -> bool:
+async def unsubscribe(
+    conn: PooledConnection, user_id: int, list_id: int, subscriber_id: int | None, email_key: str, note: str = ""
+) -> bool:
     """Take a subscriber off a list for good: its state, and a suppression for the list, in one transaction.
 
     `subscriber_id` None finds the subscriber by its key. Doing it twice is fine; tells whether anything changed.

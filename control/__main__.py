@@ -1,0 +1,158 @@
+"""`python -m control`: the API and console of one machine, until SIGTERM or SIGINT.
+
+Says `control ready http=HOST:PORT` on standard output when it answers. The stores are those of `SLUICE_DATABASE_URL` and
+`SLUICE_REDIS_URL`, which the supervisor sets, or private ones that run already or are started. Exit codes: 0 stopped,
+1 failed, 2 the settings or a store must be looked at.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from config.keys import load_keyring
+from config.load import admin_key_path, load, state_directory
+from config.settings import Settings
+from control.app import create_app
+from domain.errors import ConfigurationError, SluiceError
+from store import batch_queue, embedded, migrate, postgres, users
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_CONNECTIONS = 1000
+SHUTDOWN_SECONDS = 1  # for requests under way; then they are cut
+
+_log = logging.getLogger("control")
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's parser keeps request headers of any size; this one cuts the connection at 64 KiB."""
+
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Counts what arrives until the headers are complete."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            _log.warning("a request with more than %d bytes of headers was cut off", MAX_HEAD_BYTES)
+            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """What follows is the body, which has limits of its own."""
+        super().on_headers_complete()
+        self._head_bytes = -sys.maxsize
+
+    def on_message_complete(self) -> None:
+        """What follows is the next request."""
+        super().on_message_complete()
+        self._head_bytes = 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would die of the signal after an orderly stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are `_serve`'s."""
+        yield
+
+
+def main() -> int:
+    """Run until told to stop; returns the exit code."""
+    try:
+        settings = load()
+        logging.basicConfig(
+            level=settings.node.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        # private servers are children of the thread that starts them, so this happens outside the event loop
+        with embedded.resolve(settings.database.url, settings.redis.url, state_directory(settings)) as backends:
+            uvloop.run(_serve(settings, backends.database_url, backends.redis_url))
+    except ConfigurationError as error:
+        for problem in error.problems:
+            sys.stderr.write(f"control: {problem}\n")
+        return 2
+    except SluiceError as error:
+        sys.stderr.write(f"control: {error}\n")
+        return 2
+    return 0
+
+
+async def _serve(settings: Settings, database_url: str, redis_url: str) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    listening = _listen(settings.control.host, settings.control.port)
+    await migrate.apply(database_url)
+    pool = await postgres.open_pool(database_url, settings.database.pool_size, settings.database.command_timeout_seconds)
+    redis = batch_queue.connect(redis_url, settings.redis.timeout_seconds)
+    try:
+        await users.ensure_admin(pool, admin_key_path(settings), settings.control.admin_key)
+        await _run(create_app(pool, redis, load_keyring(settings), settings), listening, stop)
+    finally:
+        listening.close()
+        with contextlib.suppress(Exception):
+            await redis.aclose()
+        try:
+            await asyncio.wait_for(pool.close(), 1)
+        except TimeoutError:
+            pool.terminate()
+
+
+async def _run(app: Any, listening: socket.socket, stop: asyncio.Event) -> None:
+    server = Server(
+        uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # X-Forwarded-For is not believed (S16)
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    stopping = asyncio.create_task(stop.wait())
+    while not server.started and not serving.done() and not stop.is_set():  # noqa: ASYNC110 - uvicorn tells it by an attribute only
+        await asyncio.sleep(0.01)
+    if server.started:
+        host, port = listening.getsockname()[:2]
+        sys.stdout.write(f"control ready http={f'[{host}]' if ':' in host else host}:{port}\n")
+        sys.stdout.flush()
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    server.should_exit = True
+    await serving
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises ConfigurationError when the address cannot be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.setblocking(False)
+    except OSError as error:
+        raise ConfigurationError(
+            [f"control.port: cannot listen on {host}:{port}: {error.strerror or error}; choose another with SLUICE_CONTROL__PORT"]
+        ) from error
+    return listening
+
+
+if __name__ == "__main__":
+    sys.exit(main())

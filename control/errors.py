@@ -1,0 +1,182 @@
+"""Errors as RFC 9457 problems that name the field: one table from exceptions to HTTP statuses.
+
+{"type", "title", "status", "detail", "errors": [{"field", "reason"}]}; `errors` is there when something in the request is to
+blame. What is not in the table is a bug of ours: it is logged, and answered 500 without details.
+"""
+
+import logging
+import re
+from typing import Any
+
+import asyncpg
+import msgspec
+import redis.exceptions
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import ExceptionHandlersMap
+
+from control.asgi import Send
+from domain import errors
+from store import postgres
+
+MEDIA_TYPE = "application/problem+json"
+
+_log = logging.getLogger(__name__)
+
+TITLES = {
+    400: ("bad-request", "The request cannot be read"),
+    401: ("unauthorized", "No valid API key"),
+    403: ("forbidden", "The API key may not do this"),
+    404: ("not-found", "There is no such thing"),
+    405: ("method-not-allowed", "The method is not allowed here"),
+    409: ("conflict", "The present state does not allow it"),
+    413: ("too-large", "The request body is too large"),
+    415: ("unsupported-media-type", "The content type is not supported"),
+    422: ("invalid", "The request is refused"),
+    429: ("too-many-requests", "Too many requests"),
+    500: ("internal-error", "Internal error"),
+    503: ("unavailable", "Temporarily unavailable"),
+}
+
+# exception -> status; the first that fits counts
+STATUS: tuple[tuple[type[BaseException], int], ...] = (
+    (errors.Invalid, 422),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.Unavailable, 503),
+    *((kind, 503) for kind in postgres.UNAVAILABLE),
+    (asyncpg.QueryCanceledError, 503),
+    (asyncpg.DeadlockDetectedError, 503),
+    (asyncpg.SerializationError, 503),
+    (asyncpg.OutOfMemoryError, 503),
+    (asyncpg.DiskFullError, 503),
+    (asyncpg.DataError, 422),
+    (redis.exceptions.RedisError, 503),
+)
+RETRY_AFTER_SECONDS = 2
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One thing wrong with the request; `field` is written the way the caller wrote it."""
+
+    field: str
+    reason: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of every answer that is not a success (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] = []
+
+
+def problem(status: int, detail: str = "", fields: list[FieldError] | None = None) -> Problem:
+    """A problem with the type and title of its status."""
+    slug, title = TITLES.get(status, ("error", "The request failed"))
+    return Problem(type=f"urn:sluice:problem:{slug}", title=title, status=status, detail=detail or title, errors=fields or [])
+
+
+def of_exception(error: BaseException) -> Problem | None:
+    """The problem an exception becomes; None when it is a bug."""
+    for kind, status in STATUS:
+        if isinstance(error, kind):
+            break
+    else:
+        return None
+    if isinstance(error, errors.Invalid):
+        return problem(status, f"{error.field}: {error.reason}", [FieldError(error.field, error.reason)])
+    if isinstance(error, errors.SluiceError):
+        return problem(status, str(error))
+    if isinstance(error, asyncpg.DataError):
+        return problem(status, "a value does not fit where it is stored")
+    return problem(status, "a store did not answer in time; nothing is known to have changed, try again")
+
+
+async def send_problem(send: Send, answer: Problem, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    """Answer below the framework."""
+    body = msgspec.json.encode(answer)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [
+                (b"content-type", MEDIA_TYPE.encode()),
+                (b"content-length", str(len(body)).encode()),
+                *_headers(answer.status),
+                *(headers or []),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _headers(status: int) -> list[tuple[bytes, bytes]]:
+    return [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())] if status in (429, 503) else []
+
+
+def _respond(answer: Problem) -> Response[Problem]:
+    headers = {name.decode(): value.decode() for name, value in _headers(answer.status)}
+    return Response(answer, status_code=answer.status, media_type=MEDIA_TYPE, headers=headers)
+
+
+_UNKNOWN_FIELD = re.compile(r"unknown field `(.*)`$")
+_MISSING_FIELD = re.compile(r"missing required field `(.*)`$")
+_EXPECTED = re.compile(r"^Expected ")
+_NAMES = {
+    "`str`": "text",
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`bool`": "true or false",
+    "`array`": "an array",
+    "`object`": "an object",
+}
+
+
+def _on_validation(_: Request[Any, Any, Any], error: ValidationException) -> Response[Problem]:
+    """What the framework found wrong with body, query or path; a path that cannot name anything names nothing."""
+    found: list[FieldError] = []
+    extra = error.extra if isinstance(error.extra, list) else []
+    for item in extra:
+        if not isinstance(item, dict):
+            continue
+        if item.get("source") == "path":
+            return _respond(problem(404))
+        found.append(field_error(str(item.get("key", "")), str(item.get("message", ""))))
+    return _respond(problem(422, "; ".join(f"{e.field}: {e.reason}" for e in found) or str(error.detail), found))
+
+
+def field_error(key: str, message: str) -> FieldError:
+    """msgspec's words in ours."""
+    key = "" if key == "data" else key
+    if unknown := _UNKNOWN_FIELD.search(message):
+        return FieldError(".".join(filter(None, (key, unknown[1]))), "there is no such field")
+    if missing := _MISSING_FIELD.search(message):
+        return FieldError(".".join(filter(None, (key, missing[1]))), "is required")
+    if message == "'data'":
+        return FieldError("body", "is empty; send a JSON object")
+    reason = _EXPECTED.sub("must be ", message)
+    for name, words in _NAMES.items():
+        reason = reason.replace(name, words)
+    return FieldError(key or "body", reason)
+
+
+def _on_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    answer = problem(error.status_code, str(error.detail))
+    response = _respond(answer)
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+def _on_any(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    answer = of_exception(error)
+    if answer is None:
+        _log.error("%s %s failed", request.method, request.scope.get("path", "")[:200].encode("unicode_escape").decode(), exc_info=error)
+        answer = problem(500, "the failure was logged; nothing is known to have changed")
+    return _respond(answer)
+
+
+HANDLERS: ExceptionHandlersMap = {ValidationException: _on_validation, HTTPException: _on_http, Exception: _on_any}

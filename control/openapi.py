@@ -1,0 +1,105 @@
+"""How the API describes itself: the OpenAPI document, and the page at /docs that shows it without asking any other host."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.enums import OpenAPIMediaType
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme, Tag
+
+from control.errors import MEDIA_TYPE
+
+API_VERSION = "1"
+STATIC = Path(__file__).parent / "static" / "swagger"
+
+_METHODS = ("get", "post", "put", "patch", "delete")
+_PAGE_NAME = re.compile(r"Page_(?:\w+\.)*(\w+)_")
+
+DESCRIPTION = """
+Send bulk mail: delivery servers, lists, imports, campaigns, suppressions.
+
+* Every request carries `Authorization: Bearer slk_...`. What belongs to somebody else does not exist for you.
+* Errors are `application/problem+json` (RFC 9457); `errors[].field` names what is to blame, the way you wrote it.
+* Every POST may carry an `Idempotency-Key`: sent again within 24 hours it has no second effect and gets the same answer with
+  `Idempotent-Replayed: true`. With another body it is refused (422); while the first is under way, or if nobody knows how it
+  ended, 409. An import is compared by path, type and length of the body, not by its content.
+* Lists come in pages: pass `next` as `after` (or `before`) until it is null.
+""".strip()
+
+
+class OfflineSwagger(OpenAPIRenderPlugin):
+    """The page at /docs: Swagger UI from this host, nothing from any other."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/")
+        self._page = (STATIC / "index.html").read_bytes()
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """The page is the same whatever the schema; its script fetches the JSON."""
+        return self._page
+
+
+class Document(OpenAPIRenderPlugin):
+    """/docs/openapi.json."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/openapi.json", media_type=OpenAPIMediaType.OPENAPI_JSON)
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """The document as `finished` makes it."""
+        return msgspec.json.encode(finished(openapi_schema))
+
+
+def finished(schema: dict[str, Any]) -> dict[str, Any]:
+    """The framework's document with what it cannot know: our problems, the streamed body, readable names."""
+    text = msgspec.json.encode(schema).decode()
+    document: dict[str, Any] = msgspec.json.decode(_PAGE_NAME.sub(r"\1Page", text))
+    problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if method not in _METHODS:
+                continue
+            responses = operation["responses"]
+            responses.pop("400", None)  # the framework's own shape, which we never send
+            if path.startswith("/api/"):
+                responses["401"] = {"description": "No valid API key", **problem}
+                responses["default"] = {"description": "Refused or failed (RFC 9457)", **problem}
+            if operation["operationId"] == "importSubscribers":
+                rows = {"schema": {"type": "string", "format": "binary"}}
+                operation["requestBody"] = {"required": True, "content": {"text/csv": rows, "application/x-ndjson": rows}}
+            if method == "post" and path.startswith("/api/"):
+                key = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 255}}
+                operation.setdefault("parameters", []).append(key)
+    return document
+
+
+def openapi_config() -> OpenAPIConfig:
+    """How the API describes itself at /docs and /docs/openapi.json; `docs/openapi.json` is a copy."""
+    return OpenAPIConfig(
+        title="Sluice API",
+        version=API_VERSION,
+        description=DESCRIPTION,
+        path="/docs",
+        render_plugins=[OfflineSwagger(), Document()],
+        security=[{"apiKey": []}],
+        components=Components(
+            security_schemes={
+                "apiKey": SecurityScheme(type="http", scheme="bearer", description="`slk_<prefix>_<secret>`; the first one is in admin.key")
+            }
+        ),
+        tags=[
+            Tag("delivery servers", "Ways out: SMTP servers with credentials, domains and limits"),
+            Tag("lists", "Lists and their merge fields"),
+            Tag("subscribers", "One at a time; many at once by import"),
+            Tag("imports", "CSV or NDJSON of any size"),
+            Tag("campaigns", "Create, start, pause, resume, cancel"),
+            Tag("reports", "Progress and outcomes"),
+            Tag("suppressions", "Addresses that must not be mailed"),
+            Tag("users", "Users and API keys"),
+            Tag("health", "For load balancers and operators"),
+        ],
+    )
