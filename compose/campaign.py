@@ -100,7 +100,7 @@ class CompiledCampaign:
         )
         layout.content_headers, layout.between, layout.end = parts
         layout.needs_data = self._tags.used or any(each.asks_for("subscriber") for each in self._compiled)
-        layout.needs_web_view = any(each.asks_for("links") for each in self._compiled)
+        layout.needs_links = any(each.asks_for("links") for each in self._compiled)
         self._dates: tuple[float, bytes, dict[str, Any]] | None = None
 
     def build(self, recipients: list[Recipient], *, composed_at: float, attempt: int) -> list[Message | Invalid]:

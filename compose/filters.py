@@ -4,17 +4,19 @@ Every one answers as python-liquid's does; `date` takes the time of composition 
 has the same text. Registered over the standard filters by `compose.liquid`.
 """
 
+import contextlib
 import datetime as dt
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from dateutil import parser
-from ext import template as ops
 from liquid import Environment, RenderContext, is_undefined
 from liquid.exceptions import FilterArgumentError, ResourceLimitError
 from liquid.filter import liquid_filter, with_context
 from markupsafe import Markup
+
+from ext import template as ops
 
 ISO_DATE: Final = re.compile(r"[1-9]\d{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])")
 MAX_FORMAT_CHARACTERS: Final = 500  # strftime takes up to 256 octets for each
@@ -22,7 +24,6 @@ MAX_STRIPPED_CHARACTERS: Final = 50_000
 MAX_COMPARED_ITEMS: Final = 500
 
 _SIMPLE: Final = (str, int, float, bool, type(None))
-_formatted: dict[tuple[str, str], str] = {}  # a list has few distinct days; dateutil takes 50 us for one
 
 
 def _instant(value: object, now: dt.datetime) -> dt.datetime | None:
@@ -37,7 +38,11 @@ def _instant(value: object, now: dt.datetime) -> dt.datetime | None:
                 return dt.datetime.fromtimestamp(int(value))
             if len(value) > MAX_FORMAT_CHARACTERS:
                 return None
-            return parser.parse(value, default=now.replace(hour=0, minute=0, second=0, microsecond=0))
+            if ISO_DATE.fullmatch(value):
+                with contextlib.suppress(ValueError):  # 30 February: dateutil's answer counts
+                    return dt.datetime(int(value[:4]), int(value[5:7]), int(value[8:]))
+            parsed: dt.datetime = parser.parse(value, default=now.replace(hour=0, minute=0, second=0, microsecond=0))
+            return parsed
         if isinstance(value, int):
             return dt.datetime.fromtimestamp(value)
     except parser.ParserError:
@@ -49,10 +54,8 @@ def _instant(value: object, now: dt.datetime) -> dt.datetime | None:
     return None
 
 
-@with_context
-@liquid_filter
-def date(value: Any, form: Any, *, context: RenderContext) -> str:
-    """`value` in the strftime form `form`, as python-liquid's filter `date` with its clock at the time of composition."""
+def date_at(value: Any, form: Any, *, scope: Mapping[str, Any], autoescape: bool) -> str:
+    """`value` in the strftime form `form`, as python-liquid's filter `date` with `scope["now"]` for the wall clock."""
     if is_undefined(value):
         return ""
     if is_undefined(form):
@@ -61,31 +64,28 @@ def date(value: Any, form: Any, *, context: RenderContext) -> str:
         raise FilterArgumentError(f"date expected a format string, found {type(form).__name__}", token=None)
     if len(form) > MAX_FORMAT_CHARACTERS:
         raise ResourceLimitError(f"a date format has more than {MAX_FORMAT_CHARACTERS} characters", token=None)
-    simple = isinstance(value, str) and len(value) == 10 and ISO_DATE.fullmatch(value) is not None
-    if simple and (known := _formatted.get((value, form))) is not None:
-        text = known
-    else:
-        now = context.globals.get("now")
-        if not isinstance(now, dt.datetime):
-            now = dt.datetime.now()
-        instant = now if value in ("now", "today") else _instant(value, now)
-        if instant is None:
-            if isinstance(value, (str, int)):
-                return str(value)
-            raise FilterArgumentError(f"date expected a date, found {type(value).__name__}", token=None)
-        try:
-            text = instant.strftime(form)
-        except ValueError as error:
-            if form == "%s":
-                return str(instant.timestamp()).split(".")[0]
-            raise FilterArgumentError(str(error), token=None) from error
-        if simple:
-            if len(_formatted) >= 8192:
-                _formatted.clear()
-            _formatted[value, str(form)] = text
-    if context.env.autoescape and isinstance(form, Markup):
-        return Markup(text)
-    return text
+    now = scope.get("now")
+    if not isinstance(now, dt.datetime):
+        now = dt.datetime.now()
+    instant = now if value in ("now", "today") else _instant(value, now)
+    if instant is None:
+        if isinstance(value, (str, int)):
+            return str(value)
+        raise FilterArgumentError(f"date expected a date, found {type(value).__name__}", token=None)
+    try:
+        text = instant.strftime(form)
+    except ValueError as error:
+        if form == "%s":
+            return str(instant.timestamp()).split(".")[0]
+        raise FilterArgumentError(str(error), token=None) from error
+    return Markup(text) if autoescape and isinstance(form, Markup) else text
+
+
+@with_context
+@liquid_filter
+def date(value: Any, form: Any, *, context: RenderContext) -> str:
+    """`date_at` as python-liquid calls it."""
+    return date_at(value, form, scope=context.globals, autoescape=context.env.autoescape)
 
 
 def _before(function: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:

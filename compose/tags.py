@@ -104,6 +104,9 @@ class Tags:
         known = self.fixed.get((kind, name), "")
         return lambda _scope: known
 
+    def _sender_domain(self, _scope: dict[str, Any]) -> str:
+        return self.sender_domain
+
     def rewrite(self, _env: Environment, node: ContentNode) -> list[Node]:
         """`node` as text and output nodes, the tags in it taken out."""
         matches = list(TAG.finditer(node.text))
@@ -114,11 +117,8 @@ class Tags:
         for match in matches:
             if match.start() > at:
                 nodes.append(ContentNode(node.token, node.text[at : match.start()]))
-            if match[1] is None:
-                domain = self.sender_domain
-                nodes.append(OutputNode(node.token, TagExpression(node.token, match[0], lambda _scope, domain=domain: domain)))
-            else:
-                nodes.append(OutputNode(node.token, TagExpression(node.token, match[0], self.value(match[1], match[2]))))
+            value = self.value(match[1], match[2]) if match[1] else self._sender_domain
+            nodes.append(OutputNode(node.token, TagExpression(node.token, match[0], value)))
             at = match.end()
         if at < len(node.text):
             nodes.append(ContentNode(node.token, node.text[at:]))

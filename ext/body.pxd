@@ -45,7 +45,7 @@ cdef inline int put_bytes(Wire* wire, bytes text) except -1:
 
 cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1
 cdef int put_piece(Wire* wire, const unsigned char* coded, Py_ssize_t length, int first, int last, bint one_line, bint leading_lf, int ending) except -1
-cdef const unsigned char* utf8(str text, Py_ssize_t* length) except NULL
+cdef const unsigned char* utf8(object text, Py_ssize_t* length) except NULL
 
 
 cdef class Piece:

@@ -164,7 +164,7 @@ cdef int put_piece(
     return 0
 
 
-cdef const unsigned char* utf8(str text, Py_ssize_t* length) except NULL:
+cdef const unsigned char* utf8(object text, Py_ssize_t* length) except NULL:
     """The UTF-8 form of `text`; raises UnicodeEncodeError (a ValueError) on a lone surrogate."""
     return <const unsigned char*>PyUnicode_AsUTF8AndSize(text, length)
 

@@ -10,6 +10,8 @@ import base64
 import quopri
 import re
 
+from libc.string cimport memcpy
+
 MAX_TEXT_OCTETS = 998  # of one unstructured value or display name in UTF-8
 
 cdef int LINE = 76
@@ -75,16 +77,21 @@ cdef bint _is_plain(str text):
 
 
 cdef bytes _encoded_words(bytes data, int column):
-    """`data` (UTF-8) as encoded words on lines of at most 76 octets, the first of which starts at `column`."""
+    """`data` (UTF-8) as encoded words on lines of at most 76 octets, the first of which starts at `column`.
+
+    Q or B, whichever is shorter; a letter is never cut between two words.
+    """
     cdef const unsigned char* source = data
-    cdef Py_ssize_t length = len(data), at = 0, end, step
-    cdef int special = 0, room, used, width
+    cdef Py_ssize_t length = len(data), at = 0, end, step, position
+    cdef int special = 0, room, used, width, written = 0
     cdef bint as_base64
-    cdef list words = []
+    cdef char[8192] out   # MAX_TEXT_OCTETS of three octets each, and 15 octets around every 45 of them
+    if length > MAX_TEXT_OCTETS:
+        raise ValueError(f"it has {length} octets, at most {MAX_TEXT_OCTETS} are allowed")
     for at in range(length):
         if not _stands(source[at]) and source[at] != 32:
             special += 1
-    as_base64 = special * 3 > length  # Q costs 2 more octets for each special one, B a third more for all
+    as_base64 = special * 6 > length  # Q costs 2 more octets for each special one, B a third more for all
     at = 0
     while at < length:
         room = LINE - column - 12  # "=?utf-8?q?" and "?="
@@ -100,21 +107,23 @@ cdef bytes _encoded_words(bytes data, int column):
                 width = used
                 for position in range(end, step):
                     width += 1 if _stands(source[position]) or source[position] == 32 else 3
-            if width > room and end > at:
-                break
-            if width > room and column > 1:
+            if width > room:
                 break
             used = width
             end = step
-        if end == at:  # not one letter fits behind the field name: start on a line of its own
-            words.append(b"")
-        elif as_base64:
-            words.append(b"=?utf-8?b?" + base64.b64encode(data[at:end]) + b"?=")
-        else:
-            words.append(b"=?utf-8?q?" + _q(data[at:end]) + b"?=")
-        at = end
+        if at or end == at:  # a new line; the first too, when not one letter fits behind the field name
+            memcpy(out + written, b"\r\n ", 3)
+            written += 3
         column = 1
-    return b"\r\n ".join(words)
+        if end == at:
+            continue
+        memcpy(out + written, b"=?utf-8?b?" if as_base64 else b"=?utf-8?q?", 10)
+        written += 10
+        written += _base64(source + at, end - at, out + written) if as_base64 else _q(source + at, end - at, out + written)
+        memcpy(out + written, b"?=", 2)
+        written += 2
+        at = end
+    return out[:written]
 
 
 cdef inline bint _stands(unsigned char octet) noexcept:
@@ -125,17 +134,42 @@ cdef inline bint _stands(unsigned char octet) noexcept:
     )
 
 
-cdef bytes _q(bytes data):
-    cdef bytearray out = bytearray()
-    cdef unsigned char octet
-    for octet in data:
-        if octet == 32:
-            out.append(95)
-        elif _stands(octet):
-            out.append(octet)
+cdef int _q(const unsigned char* source, Py_ssize_t length, char* out) noexcept:
+    cdef const char* digits = b"0123456789ABCDEF"
+    cdef int written = 0
+    cdef Py_ssize_t at
+    for at in range(length):
+        if source[at] == 32:
+            out[written] = 95
+        elif _stands(source[at]):
+            out[written] = source[at]
         else:
-            out += b"=%02X" % octet
-    return bytes(out)
+            out[written] = 61
+            out[written + 1] = digits[source[at] >> 4]
+            out[written + 2] = digits[source[at] & 15]
+            written += 2
+        written += 1
+    return written
+
+
+cdef int _base64(const unsigned char* source, Py_ssize_t length, char* out) noexcept:
+    cdef const char* digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    cdef int written = 0
+    cdef Py_ssize_t at = 0
+    cdef unsigned int three
+    while at < length:
+        three = source[at] << 16
+        if at + 1 < length:
+            three |= source[at + 1] << 8
+        if at + 2 < length:
+            three |= source[at + 2]
+        out[written] = digits[three >> 18]
+        out[written + 1] = digits[three >> 12 & 63]
+        out[written + 2] = digits[three >> 6 & 63] if at + 1 < length else 61
+        out[written + 3] = digits[three & 63] if at + 2 < length else 61
+        written += 4
+        at += 3
+    return written
 
 
 cdef bytes _folded(bytes text, int column):

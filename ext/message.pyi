@@ -23,7 +23,7 @@ class Layout:
     subject_line: bytes | None
     mail_from_utf8: bool
     needs_data: bool
-    needs_web_view: bool
+    needs_links: bool
     user: int
     campaign: int
     subject: Program | None

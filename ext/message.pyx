@@ -77,7 +77,7 @@ cdef class Layout:
     cdef public dict constants
     cdef public bytes sender, reply_to, list_headers, content_headers, between, end
     cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
-    cdef public bint mail_from_utf8, needs_data, needs_web_view
+    cdef public bint mail_from_utf8, needs_data, needs_links
     cdef public object user, campaign
     cdef public Program subject, from_name, text, html
     cdef public Signer message_signer, return_signer, unsubscribe_signer, unsubscribe_mail_signer, web_view_signer
@@ -98,10 +98,11 @@ cdef class Layout:
         A recipient has `number`, `subscriber_id`, `email` and `data`. `clock` holds the variables of the composition time.
         """
         cdef list answers = []
+        cdef dict shared = {**self.constants, **clock}
         for recipient in recipients:
             self.field = "email"
             try:
-                answers.append(self.one(recipient, date_line, day, clock))
+                answers.append(self.one(recipient, date_line, day, shared))
             except Exception as error:
                 answers.append(self.refuse(self.field, error))
         if self.wire.capacity > 1048576:  # one huge message must not hold on to its memory
@@ -114,35 +115,34 @@ cdef class Layout:
     def scope(self, recipient, dict clock not None) -> dict:
         """The variables that the templates see for `recipient`."""
         cdef unsigned long long[4] numbers
+        cdef char[128] token
         numbers[0] = self.user
         numbers[1] = self.campaign
         numbers[2] = recipient.number
-        return self.variables(recipient, numbers, clock)
+        return self.variables(recipient, numbers, {**self.constants, **clock}, token[:self.unsubscribe_signer.write(numbers, 3, token)])
 
-    cdef dict variables(self, object recipient, unsigned long long* numbers, dict clock):
-        cdef dict scope = dict(self.constants), subscriber
+    cdef dict variables(self, object recipient, unsigned long long* numbers, dict shared, bytes unsubscribe):
+        cdef dict scope = shared.copy(), subscriber, links
         cdef char[128] token
-        cdef int length
         self.field = "merge data"
         subscriber = self.decode(recipient.data) if self.needs_data else {}
         subscriber["id"] = recipient.subscriber_id
         subscriber["email"] = recipient.email
         scope["subscriber"] = subscriber
-        length = self.unsubscribe_signer.write(numbers, 3, token)
-        links = {"unsubscribe": (self.base_url + b"/u/" + token[:length]).decode("ascii")}
-        if self.needs_web_view:
-            length = self.web_view_signer.write(numbers, 3, token)
-            links["web_view"] = (self.base_url + b"/w/" + token[:length]).decode("ascii")
-        scope["links"] = links
-        scope.update(clock)
+        if self.needs_links:
+            links = {
+                "unsubscribe": (self.base_url + b"/u/" + unsubscribe).decode("ascii"),
+                "web_view": (self.base_url + b"/w/" + token[:self.web_view_signer.write(numbers, 3, token)]).decode("ascii"),
+            }
+            scope["links"] = links
         return scope
 
-    cdef tuple one(self, object recipient, bytes date_line, unsigned long long day, dict clock):
+    cdef tuple one(self, object recipient, bytes date_line, unsigned long long day, dict shared):
         cdef Wire* wire = &self.wire
         cdef str email = recipient.email
         cdef Py_ssize_t length
         cdef const unsigned char* source = utf8(email, &length)
-        cdef bytes rcpt, mail_from = self.mail_from
+        cdef bytes rcpt, unsubscribe, mail_from = self.mail_from
         cdef bint smtputf8 = False
         cdef unsigned long long[4] numbers
         cdef char[128] token, back
@@ -156,7 +156,8 @@ cdef class Layout:
             rcpt = PyBytes_FromStringAndSize(<const char*>source, length)
         else:
             rcpt, smtputf8 = self.address(email)
-        scope = self.variables(recipient, numbers, clock)
+        unsubscribe = token[:self.unsubscribe_signer.write(numbers, 3, token)]
+        scope = self.variables(recipient, numbers, shared, unsubscribe)
         back_size = self.return_signer.write(numbers, 4, back)
         if self.mail_from_domain is not None:
             mail_from = b"b-" + back[:back_size] + b"@" + self.mail_from_domain
@@ -185,8 +186,7 @@ cdef class Layout:
         put_bytes(wire, b">\r\nMIME-Version: 1.0\r\nList-Unsubscribe: <")
         put_bytes(wire, self.base_url)
         put_bytes(wire, b"/u/")
-        size = self.unsubscribe_signer.write(numbers, 3, token)
-        put(wire, <const unsigned char*>token, size)
+        put_bytes(wire, unsubscribe)
         if self.mail_from_domain is not None:
             put_bytes(wire, b">,\r\n <mailto:u-")
             size = self.unsubscribe_mail_signer.write(numbers, 4, token)

@@ -3,6 +3,9 @@
 from ext.body cimport Wire
 
 
+cdef class Program
+
+
 cdef class Frame:
     cdef Wire* wire
     cdef list pieces, scopes, loops
@@ -11,13 +14,13 @@ cdef class Frame:
     cdef Program program
     cdef Py_ssize_t steps, passes, written, limit
 
-    cpdef charge(self, Py_ssize_t steps)
-    cpdef charge_loop(self, Py_ssize_t passes)
+    cdef int count(self, Py_ssize_t steps) except -1
+    cdef int count_loop(self, Py_ssize_t passes) except -1
     cdef object foreign(self)
     cdef int push(self, dict namespace, object loop) except -1
     cdef int pop(self, object loop) except -1
     cdef object lookup(self, str name)
-    cdef int write(self, str text, bint escape) except -1
+    cdef int write(self, object text, bint escape) except -1
 
 
 cdef class Operation:
@@ -31,6 +34,8 @@ cdef class Block(Operation):
 cdef class Program:
     cdef Block block
     cdef object make_context
+    cdef Frame frame  # the last one, to be used again
 
+    cdef Frame start(self, dict scope)
     cdef int write(self, dict scope, Wire* wire) except -1
     cpdef str render(self, dict scope)

@@ -49,8 +49,9 @@ class Filter:
         function: Callable[..., object],
         arguments: tuple[Expression, ...],
         named: dict[str, Expression],
-        with_context: bool,
+        wants: str,
         autoescape: bool,
+        may_keep: Callable[[str], object] | None,
     ) -> None: ...
 
 class Filtered(Expression):

@@ -8,6 +8,8 @@ scope. Text goes as quoted-printable straight into the message (`Frame.wire`), o
 Limits hold natively and in python-liquid alike: `Frame.charge` counts operations, `guard` bounds the size of every value.
 """
 
+cimport cython
+
 from ext.body cimport Piece, Wire, put_text, utf8
 
 from liquid.builtin.expressions.logical import is_truthy
@@ -44,6 +46,7 @@ cpdef object guard(object value):
     return value
 
 
+@cython.final
 cdef class Frame:
     """One rendering of one program: where its text goes, the scope it sees, and what it has used up."""
 
@@ -59,17 +62,25 @@ cdef class Frame:
         self.pieces = None
         self.steps = self.passes = self.written = 0
 
-    cpdef charge(self, Py_ssize_t steps):
+    def charge(self, Py_ssize_t steps) -> None:
         """Count `steps` operations; raises ResourceLimitError beyond the limit."""
+        self.count(steps)
+
+    def charge_loop(self, Py_ssize_t passes) -> None:
+        """Count `passes` through a loop before they are made; raises ResourceLimitError beyond the limit."""
+        self.count_loop(passes)
+
+    cdef int count(self, Py_ssize_t steps) except -1:
         self.steps += steps
         if self.steps > _STEP_LIMIT:
             raise ResourceLimitError(f"the template takes more than {STEP_LIMIT} steps", token=None)
+        return 0
 
-    cpdef charge_loop(self, Py_ssize_t passes):
-        """Count `passes` through a loop before they are made; raises ResourceLimitError beyond the limit."""
+    cdef int count_loop(self, Py_ssize_t passes) except -1:
         self.passes += passes
         if self.passes > _LOOP_LIMIT:
             raise ResourceLimitError(f"the loops take more than {LOOP_LIMIT} passes", token=None)
+        return 0
 
     cdef object foreign(self):
         """The python-liquid context that shares this frame's scope."""
@@ -112,12 +123,13 @@ cdef class Frame:
             return self.counters[name]
         return _MISSING
 
-    cdef int write(self, str text, bint escape) except -1:
+    cdef int write(self, object text, bint escape) except -1:
+        """Write a `str` (or a subclass), escaped for HTML where asked."""
         cdef Py_ssize_t length
         cdef const unsigned char* source
         if self.pieces is not None:
             if escape:
-                text = str(markup_escape(text))
+                text = markup_escape(text)
             self.written += len(text)
             if self.written > _OUTPUT_LIMIT:
                 raise ResourceLimitError(f"the output is longer than {OUTPUT_LIMIT}", token=None)
@@ -167,7 +179,7 @@ cdef class Foreign(Expression):
         self.expression = expression
 
     cdef object value(self, Frame frame):
-        frame.charge(1)
+        frame.count(1)
         return self.expression.evaluate(frame.foreign())
 
 
@@ -282,23 +294,41 @@ cdef class Both(Expression):
 cdef enum:  # filters with a short way for plain strings
     ORDINARY, DEFAULT, ESCAPE
 
+cdef Py_ssize_t MEMO_ENTRIES = 4096, MEMO_CHARACTERS = 40
 
+
+@cython.final
 cdef class Filter:
-    """One filter with its arguments. `function` is python-liquid's own; `with_context` asks for `context=`."""
+    """One filter with its arguments. `function` is python-liquid's own; `wants` names what it is given besides:
+
+    "context" (python-liquid's), "scope" (the global variables) or "" (nothing).
+
+    `may_keep(text)` tells for which texts the answer is always the same, so that it can be kept: a list holds the same
+    cities, plans and days over and over. None: for none.
+    """
 
     cdef str name
     cdef object function
     cdef tuple arguments
     cdef dict named
-    cdef bint with_context
+    cdef str wants
     cdef int kind
+    cdef object may_keep
+    cdef dict kept
 
-    def __init__(self, str name not None, function, tuple arguments not None, dict named not None, bint with_context, bint autoescape):
+    def __init__(
+        self, str name not None, function, tuple arguments not None, dict named not None, str wants not None, bint autoescape, may_keep
+    ):
+        self.kept = {}
+        self.may_keep = may_keep
+        for argument in (*arguments, *named.values()):
+            if type(argument) is not Constant:
+                self.may_keep = None
         self.name = name
         self.function = function
         self.arguments = arguments
         self.named = named
-        self.with_context = with_context
+        self.wants = wants
         self.kind = ORDINARY
         if name == "default" and len(arguments) == 1 and not named:
             self.kind = DEFAULT
@@ -306,23 +336,41 @@ cdef class Filter:
             self.kind = ESCAPE
 
     cdef object apply(self, Frame frame, object value):
-        cdef list arguments
+        cdef object answer
+        cdef bint plain = type(value) is str
+        if plain:
+            if self.kind == DEFAULT:
+                return value if value else guard((<Expression>self.arguments[0]).value(frame))
+            if self.kind == ESCAPE:
+                return markup_escape(value)
+            if self.may_keep is not None and len(<str>value) <= MEMO_CHARACTERS:
+                answer = self.kept.get(value)
+                if answer is not None:
+                    frame.count(1)
+                    return answer
+                answer = self.call(frame, value)
+                if isinstance(answer, str) and self.may_keep(value):
+                    if len(self.kept) >= MEMO_ENTRIES:
+                        self.kept.clear()
+                    self.kept[value] = answer
+                return answer
+        elif value is None and self.kind == DEFAULT:
+            return guard((<Expression>self.arguments[0]).value(frame))
+        return self.call(frame, value)
+
+    cdef object call(self, Frame frame, object value):
+        cdef list arguments = [guard(value)]
         cdef dict named
-        frame.charge(1)
-        if self.kind == DEFAULT:
-            if type(value) is str and value:
-                return value
-            if value is None or type(value) is str:
-                return guard((<Expression>self.arguments[0]).value(frame))
-        elif self.kind == ESCAPE and type(value) is str:
-            return markup_escape(value)
-        guard(value)
-        arguments = [guard((<Expression>argument).value(frame)) for argument in self.arguments]
-        named = {name: guard((<Expression>argument).value(frame)) for name, argument in self.named.items()}
-        if self.with_context:
-            named["context"] = frame.foreign()
+        frame.count(1 + len(<str>value) // 256 if type(value) is str else 1)
+        for argument in self.arguments:
+            arguments.append(guard((<Expression>argument).value(frame)))
         try:
-            return guard(self.function(value, *arguments, **named))
+            if not self.named and not self.wants:
+                return guard(self.function(*arguments))
+            named = {name: guard((<Expression>argument).value(frame)) for name, argument in self.named.items()}
+            if self.wants:
+                named[self.wants] = frame.foreign() if self.wants == "context" else frame.globals
+            return guard(self.function(*arguments, **named))
         except TypeError as error:
             raise LiquidTypeError(f"{self.name}: {error}", token=None) from error
 
@@ -385,11 +433,13 @@ cdef class Output(Operation):
             return frame.write(value, self.autoescape)
         if value is None:
             return ON
+        if type(value) is Markup:
+            return frame.write(value, False)
         if type(value) is int:
             return frame.write(str(value), False)
         if isinstance(value, Undefined):
             return ON
-        return frame.write(str(to_liquid_string(value, self.autoescape)), False)
+        return frame.write(to_liquid_string(value, self.autoescape), False)
 
 
 cdef class Block(Operation):
@@ -401,7 +451,7 @@ cdef class Block(Operation):
     cdef int run(self, Frame frame) except -1:
         cdef int answer
         cdef Operation operation
-        frame.charge(len(self.operations))
+        frame.count(len(self.operations))
         for operation in self.operations:
             answer = operation.run(frame)
             if answer:
@@ -510,7 +560,7 @@ cdef class For(Operation):
             length = len(items)
         if not length:
             return self.default.run(frame) if self.default is not None else ON
-        frame.charge_loop(length)
+        frame.count_loop(length)
         namespace = {self.name: None}
         if self.loop_name is not None:
             loop = ForLoop(name=self.loop_name, it=iterator, length=length, parentloop=frame.foreign().parentloop())
@@ -617,21 +667,35 @@ cdef class Program:
         self.block = block
         self.make_context = make_context
 
+    cdef Frame start(self, dict scope):
+        """A frame of its own for this rendering: the last one, when nothing outside can still hold on to it."""
+        cdef Frame frame = self.frame
+        self.frame = None
+        if frame is None or frame.context is not None or frame.locals or frame.counters or frame.scopes:
+            return Frame(self, scope)
+        frame.globals = scope
+        frame.pieces = None
+        frame.wire = NULL
+        frame.steps = frame.passes = frame.written = 0
+        return frame
+
     cdef int write(self, dict scope, Wire* wire) except -1:
         """Write the text for `scope` as quoted-printable."""
-        cdef Frame frame = Frame(self, scope)
+        cdef Frame frame = self.start(scope)
         frame.wire = wire
         frame.limit = wire.length + _OUTPUT_LIMIT
         wire.column = 0
         wire.after_cr = False
         if self.block.run(frame):
             raise LiquidTypeError("break or continue outside of a loop", token=None)
+        self.frame = frame
         return 0
 
     cpdef str render(self, dict scope):
         """The text for `scope`."""
-        cdef Frame frame = Frame(self, scope)
+        cdef Frame frame = self.start(scope)
         frame.pieces = []
         if self.block.run(frame):
             raise LiquidTypeError("break or continue outside of a loop", token=None)
+        self.frame = frame
         return "".join(frame.pieces)
