@@ -81,6 +81,7 @@ cdef class SmtpProtocol:
     cdef bint reset_due
     cdef bint envelope_out
     cdef bint transaction_open
+    cdef bint unconfirmed
     cdef int next_command
 
     # the reply being read

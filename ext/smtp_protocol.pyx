@@ -5,13 +5,13 @@ Three modes. Lock-step: one command, one reply. PIPELINING: the content of messa
 message N+1 leave together (RFC 2920 §3.1: content may begin a group, DATA must end it), so a message costs one round
 trip and at most one is ever in doubt. CHUNKING: MAIL, RCPT and BDAT n LAST of several whole messages leave together.
 
-Replies are paired with what was asked strictly in order. A refusal counts only when the last reply of its group has
-been read and fits (P5): a peer that answers twice is found out before anybody is bounced for it. DATA is guarded by
-its own code, 354. A BDAT window has no such guard, so it opens only after one message has been accepted and the first
-word of its content reply was not that of its RCPT reply ("2.0.0" and "2.1.5", "queued" and "recipient"); from then on
-a content reply that reads like a RCPT or MAIL reply is a loss of step. Every envelope inside a window begins with
-RSET, because a server may keep the transaction of a message whose recipient it refused (Exim does) and would then
-take the next message under the wrong return path.
+Replies are paired with what was asked strictly in order. A refusal counts only when the rest of its group has been
+read and fits (P5): a peer that answers twice is found out before anybody is bounced for it. DATA is guarded by its own
+code, 354; where DATA is refused too, the 2xx to a RSET confirms the verdict. BDAT has no such guard. So a connection
+begins with DATA and turns to BDAT only after a message has been accepted and the first word of its content reply was
+not that of its RCPT reply ("2.0.0" and "2.1.5", "queued" and "recipient"); from then on a content reply that reads like
+a RCPT or MAIL reply is a loss of step. Every envelope inside a window begins with RSET, because a server may keep the
+transaction of a message whose recipient it refused and would then take the next one under the wrong return path.
 
 After a violation nothing is read or written any more (R6).
 """
@@ -241,7 +241,7 @@ cdef class SmtpProtocol:
 
     cdef int effective_window(self) noexcept:
         cdef Py_ssize_t w = self.window
-        if self.mode != MODE_CHUNKING_C or not self.learned:
+        if not self.learned:
             return 1
         if self.last_size > 0 and WINDOW_BYTES_LIMIT // self.last_size < w:
             w = WINDOW_BYTES_LIMIT // self.last_size
@@ -253,12 +253,12 @@ cdef class SmtpProtocol:
             return 0
         if self.mode == MODE_LOCK_STEP_C:
             room = 0 if self.count else 1
-        elif self.mode == MODE_PIPELINING_C:
+        elif self.mode == MODE_PIPELINING_C or not self.learned:
             # One envelope besides the message whose content leaves or is being answered.
             room = 0 if self.envelope_out or self.count > self.started else 1
         else:
             window = self.effective_window()
-            room = 0 if self.count > window // 2 else window - self.count
+            room = 0 if self.envelope_out or self.count > window // 2 else window - self.count
         if self.max_messages > 0 and self.max_messages - self.submitted < room:
             room = self.max_messages - self.submitted
         return room if room > 0 else 0
@@ -268,12 +268,10 @@ cdef class SmtpProtocol:
             return False
         if self.mode == MODE_LOCK_STEP_C and self.expected_count:
             return False
-        if self.content_due or self.lone_dot_due or self.next_command:
+        if self.content_due or self.lone_dot_due or self.next_command or (self.unconfirmed and self.reset_due):
             return True
         if self.count > self.started:
-            if self.mode == MODE_CHUNKING_C:
-                return self.started < self.effective_window()
-            return not self.envelope_out
+            return not self.envelope_out and (not self.learned or self.started < self.effective_window())
         return self.quitting and self.count == 0 and self.expected_count == 0
 
     # --- messages in -------------------------------------------------------------------------------------------------
@@ -343,7 +341,7 @@ cdef class SmtpProtocol:
         cdef Message content = None
         cdef Message m
         cdef bint dot = self.lone_dot_due
-        cdef bint chunking = self.mode == MODE_CHUNKING_C
+        cdef bint chunking = self.learned
         cdef bint reset
         cdef Py_ssize_t size = 0, n
         cdef int i, envelopes = 0, window, digit
@@ -365,12 +363,10 @@ cdef class SmtpProtocol:
                 envelopes = window - self.started
         elif envelopes > 1:
             envelopes = 1
-        if not chunking and self.envelope_out:
-            envelopes = 0
-        if envelopes < 0:
+        if envelopes < 0 or self.envelope_out:
             envelopes = 0
         # In a window the transaction before is not known to have ended cleanly when the next one is written.
-        reset = self.reset_due or (chunking and self.expected_count > 0)
+        reset = self.reset_due or (chunking and (self.expected_count > 0 or size > 0))
         for i in range(envelopes):
             m = <Message> self.slots[(self.head + self.started + i) & (SLOTS - 1)]
             size += _envelope_size(m)
@@ -382,6 +378,8 @@ cdef class SmtpProtocol:
             else:
                 size += 6
 
+        if reset and envelopes == 0 and self.unconfirmed:
+            size += 6
         if size == 0:
             return None
         out = PyBytes_FromStringAndSize(NULL, size)
@@ -436,6 +434,11 @@ cdef class SmtpProtocol:
             tail += 3
             self.started += 1
             self.sent += 1
+        if reset and envelopes == 0 and self.unconfirmed:
+            at = _put(at, b"RSET\r\n", 6)
+            self.expected[tail & (RING - 1)] = AWAIT_RSET
+            tail += 1
+            self.reset_due = False
         if envelopes:
             self.reset_due = False
         self.expected_count = <int> (tail - <unsigned int> self.expected_head)
@@ -587,12 +590,12 @@ cdef class SmtpProtocol:
             if accepted:
                 if kind == AWAIT_BDAT:
                     if m.refused_stage:
-                        return self._violation(f"{code} to BDAT although {'MAIL' if m.refused_stage == STAGE_MAIL_C else 'RCPT'} was refused")
-                    if not self.learned and self.window > 1 and word != self.seen_rcpt:
-                        self.word_final, self.word_rcpt, self.word_mail, self.learned = word, self.seen_rcpt, self.seen_mail, True
-                    elif self.learned and word != self.word_final and (word == self.word_rcpt or word == self.word_mail):
+                        return self._violation(f"{code} to BDAT although its envelope was refused")
+                    if word != self.word_final and (word == self.word_rcpt or word == self.word_mail):
                         shown = self._text(text, length)
                         return self._violation(f"the reply to BDAT reads like one to another command: {code} {shown!r:.80}")
+                elif self.mode == MODE_CHUNKING_C and not self.learned and word != self.seen_rcpt:
+                    self.word_final, self.word_rcpt, self.word_mail, self.learned = word, self.seen_rcpt, self.seen_mail, True
                 self.expected_head = (self.expected_head + 1) & (RING - 1)
                 self.expected_count -= 1
                 self.transaction_open = False
@@ -622,9 +625,12 @@ cdef class SmtpProtocol:
                 self.content_due = True
                 return 0
             self._refuse(m, STAGE_DATA_C, code, text, length)
-            if self.transaction_open:
-                self.reset_due = True
-            return self._decide_refused(outcomes)
+            self.reset_due = True
+            if self.mode == MODE_LOCK_STEP_C:
+                return self._decide_refused(outcomes)
+            # Three refusals in a row could be shifted by one: the reply to RSET, a 2xx, tells.
+            self.unconfirmed = True
+            return 0
 
         self.expected_head = (self.expected_head + 1) & (RING - 1)
         self.expected_count -= 1
@@ -640,6 +646,8 @@ cdef class SmtpProtocol:
                     self._decide_refused(outcomes)
         elif kind == AWAIT_RCPT:
             if accepted:
+                if (<Message> self.slots[self.head]).refused_stage:
+                    return self._violation(f"{code} to RCPT although MAIL was refused")
                 self.seen_rcpt = _first_word(text, length)
                 if self.mode == MODE_LOCK_STEP_C:
                     self.next_command = AWAIT_DATA
@@ -655,7 +663,11 @@ cdef class SmtpProtocol:
                 shown = self._text(text, length)
                 return self._violation(f"RSET refused: {code} {shown!r:.80}")
             self.transaction_open = False
-            self.reset_due = False
+            if self.unconfirmed and accepted:
+                self.unconfirmed = False
+                return self._decide_refused(outcomes)
+            if not self.unconfirmed:
+                self.reset_due = False
         else:
             self.quit_answered = True
         return 0
