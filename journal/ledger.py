@@ -44,7 +44,8 @@ class Ledger:
         self._interval_seconds = interval_seconds
         self._statement_timeout_seconds = statement_timeout_seconds
         self._reader = Reader(journal.directory, inherited=journal.inherited)
-        self._cursor = START
+        self._cursor = START  # everything before it was carried over
+        self._stored = START  # what PostgreSQL has as the cursor; differs where there are only headers in between
         self._cursor_known = False
         self._open = journal_record.OpenIntents()
         self._released_segment = 0
@@ -118,7 +119,7 @@ class Ledger:
         until = self._journal.position
         if not self._cursor_known:
             known = await accounting.cursor(self._pool, self._journal.engine_id, timeout_seconds=self._statement_timeout_seconds)
-            self._cursor = self._reader.cursor = Position(*known)
+            self._cursor = self._stored = self._reader.cursor = Position(*known)
             self._cursor_known = True
         while self._cursor < until:
             blocks: list[tuple[bytes, Position]] = []
@@ -128,9 +129,11 @@ class Ledger:
                 blocks.append((block, self._reader.cursor))
                 taken += len(block)
             if not blocks:
+                self._cursor = self._reader.cursor
                 break
             await self._carry(blocks)
             self.carried_bytes += taken
+        self._wake_waiting()
 
     async def _carry(self, blocks: list[tuple[bytes, Position]]) -> None:
         batches: set[accounting.BatchKey] = set()
@@ -157,14 +160,14 @@ class Ledger:
         strays = await accounting.record(
             self._pool,
             self._journal.engine_id,
-            self._cursor,
+            self._stored,
             end,
             batches,
             campaigns,
             make_rows,
             timeout_seconds=self._statement_timeout_seconds,
         )
-        self._cursor, self._cursor_known = end, True
+        self._cursor, self._stored, self._cursor_known = end, end, True
         for block, position in blocks:
             self._open.feed(block, position.segment)
         if strays:

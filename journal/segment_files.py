@@ -129,9 +129,12 @@ class Reader:
         last segment is dropped. Raises JournalError with file and offset on anything else that is not a record.
         """
         try:
-            return self._read(max(most_bytes, 2 * journal_record.LONGEST_RECORD), until)
+            block = self._read(max(most_bytes, 2 * journal_record.LONGEST_RECORD), until)
         except OSError as error:
             raise JournalError(f"{self.directory}: the journal cannot be read: {error.strerror}") from error
+        if not block:
+            self.cursor = self.next  # there is nothing but headers in between
+        return block
 
     def _read(self, most_bytes: int, until: Position | None) -> bytes:
         self.next = self.cursor

@@ -65,6 +65,8 @@ class Journal:
         self._segment = 0
         self._offset = 0
         self._synced = 0
+        self._header_end = 0
+        self._before: tuple[int, int, int] | None = None  # segment, offset and what was synced of the segment before
         self._unsynced: list[int] = []  # descriptors of finished segments whose last records are not on disk yet
         self._sync_broken = False
         self._closed_sizes: dict[int, int] = {}
@@ -138,6 +140,11 @@ class Journal:
     def reopen(self) -> None:
         """After a failed write: begin a new segment and write what was kept. Raises JournalError; try again later."""
         self.failure = ""
+        if self._fd >= 0 and self._before is not None and self._offset == self._header_end:
+            # Nothing ever went into this one: make it anew, or a disk that stays full collects empty segments
+            self._unsynced.append(self._fd)
+            segment_path(self.directory, self._segment).unlink(missing_ok=True)
+            self._fd, (self._segment, self._offset, self._synced) = -1, self._before
         self._next_segment()
         self.write()
 
@@ -147,12 +154,13 @@ class Journal:
         raise JournalError(self.failure) from error
 
     def _next_segment(self) -> None:
-        fd, segment, offset = self._fd, self._segment, self._offset
+        fd, segment, offset, synced = self._fd, self._segment, self._offset, self._synced
         try:
-            self._open_segment(offset, self._synced)
+            self._open_segment(offset, synced)
         except OSError as error:
             self._fail("opening the next segment", error)
         self._closed_sizes[segment] = offset
+        self._before = (segment, offset, synced)
         if fd >= 0:
             if self._sync_broken:
                 os.close(fd)
@@ -174,6 +182,7 @@ class Journal:
             path.unlink()
             raise
         self._fd, self._segment, self._offset, self._synced = fd, segment, len(header), 0
+        self._header_end = len(header)
 
     def _find_end(self) -> None:
         """Go to the end of what an earlier owner wrote; a segment of which not even the header was whole is taken away."""

@@ -9,36 +9,10 @@ from domain.errors import Conflict, NotFound
 from ext import journal_record
 from store import accounting, feed
 from store.postgres import Pool
+from tests.store.campaigns import make_campaign
 
 NOW = time.time_ns() // 1000
 JOURNAL = "node.1.1"
-
-
-async def make_campaign(pool: Pool, recipients: int, *, batch_recipients: int = 4) -> int:
-    """A running campaign with `recipients` numbered recipients, as the feeder prepares it."""
-    async with pool.acquire() as conn:
-        user = await conn.fetchval("insert into users (name) values ('u' || gen_random_uuid()) returning id")
-        server = await conn.fetchval(
-            "insert into delivery_servers (user_id, name, host, port, security) values ($1, 's', '127.0.0.1', 25, 'none') returning id",
-            user,
-        )
-        mailing_list = await conn.fetchval("insert into lists (user_id, name) values ($1, 'l') returning id", user)
-        await conn.execute(
-            "insert into subscribers (user_id, list_id, email, email_key) select $1, $2, e, e "
-            "from generate_series(1, $3::int) n, lateral (select 'r' || n || '@example.com') x(e)",
-            user,
-            mailing_list,
-            recipients,
-        )
-        campaign = await conn.fetchval(
-            "insert into campaigns (user_id, name, state, list_id, delivery_server_id, subject, started_at) "
-            "values ($1, 'c', 'preparing', $2, $3, 's', now()) returning id",
-            user,
-            mailing_list,
-            server,
-        )
-        await feed.prepare(conn, campaign, batch_recipients)
-    return int(campaign)
 
 
 def outcome(
@@ -145,7 +119,7 @@ async def test_text_that_could_break_a_copy_arrives_as_it_was(pool: Pool):
         "b", campaign, 1, 1, 0, 1, 1, 1, 1, 10**18, 0, 0, 0, 2**40, nasty, "", "5.1.1", nasty + "\0", "\\N", "\\.", "", "", "", ""
     )
     await put(pool, (0, 0), (1, 1), record)
-    row = await pool.fetchrow("select recipient, diagnostic, category, mta, size from accounting")
+    (row,) = await pool.fetch("select recipient, diagnostic, category, mta, size from accounting")
     assert tuple(row) == (nasty, nasty + " ", "\\N", "\\.", 2**31 - 1)
 
 
