@@ -63,9 +63,8 @@ class MailboxServer:
 
     async def start(self) -> None:
         """Answer requests from now on."""
+        # The socket listens already: a request that comes before uvicorn accepts waits in its queue.
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[self._listener]))
-        while not self._server.started and not self._task.done():
-            await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
         """Close within a second, whoever is still connected."""
@@ -160,7 +159,7 @@ class Mailbox:
         limit = _whole_number(query, "limit", 50, _MAX_LIMIT)
         words = query.get("query", [""])[-1].lower().split()
         kept = self._running.sink.kept()
-        found = []
+        found: list[dict[str, Any]] = []
         for one in kept:
             if len(found) >= limit:
                 break
@@ -251,7 +250,7 @@ def _header(headers: Any, name: str) -> str:
         value = headers.get(name)
     except (ValueError, IndexError, AttributeError, TypeError):
         # The standard parser gives up on some malformed fields; the raw text is still worth showing.
-        value = dict((key.lower(), text) for key, text in headers.raw_items()).get(name.lower())
+        value = {key.lower(): text for key, text in headers.raw_items()}.get(name.lower())
     return _scrub(str(value)) if value is not None else ""
 
 
@@ -281,7 +280,7 @@ def _rules(body: bytes) -> Any:
     try:
         table = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Invalid("body", "must be JSON such as {\"rule\": []}") from error
+        raise Invalid("body", 'must be JSON such as {"rule": []}') from error
     if not isinstance(table, dict) or set(table) != {"rule"}:
         raise Invalid("body", 'must be an object with the one key "rule"')
     return check_rules(table["rule"], "body")
@@ -293,7 +292,7 @@ def _rule_table(rule: Any) -> dict[str, Any]:
 
 def _same_origin(scope: Scope) -> None:
     """A page of another site must not empty the mailbox of whoever looks at it."""
-    headers = {name: value for name, value in scope["headers"]}
+    headers = dict(scope["headers"])
     origin = headers.get(b"origin")
     if origin is not None and urlsplit(origin.decode("latin-1")).netloc != headers.get(b"host", b"").decode("latin-1"):
         raise PermissionError("Origin: requests from other sites are refused")

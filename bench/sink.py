@@ -81,7 +81,9 @@ class RunningSink:
         self.started = time.time()
         script = sink_script.load(options.script)
         script.tokens_on = options.tokens
-        self._log = -1 if options.accepted is None else os.open(options.accepted, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._log = -1
+        if options.accepted is not None:
+            self._log = os.open(options.accepted, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._context: ssl.SSLContext | None = None
         if options.starttls or options.tls_port is not None:
             self._context = make_context(options)
@@ -136,14 +138,26 @@ class RunningSink:
         sink, usage = self.sink, resource.getrusage(resource.RUSAGE_SELF)
         busiest = sorted(sink.domains.values(), key=lambda one: -(one.accepted + one.deferred + one.refused + one.dropped))[:100]
         return {
-            "connections": {"now": sink.connections_now, "max": sink.connections_max, "total": sink.connections_total, "refused": sink.connections_refused},
+            "connections": {
+                "now": sink.connections_now,
+                "max": sink.connections_max,
+                "total": sink.connections_total,
+                "refused": sink.connections_refused,
+            },
             "messages": sink.messages,
             "recipients": sink.recipients,
             "bytes": sink.bytes,
-            "verdicts": {"accepted": sink.recipients, "deferred": sink.deferred, "refused": sink.refused, "dropped": sink.dropped, "hung": sink.hung},
+            "verdicts": {
+                "accepted": sink.recipients,
+                "deferred": sink.deferred,
+                "refused": sink.refused,
+                "dropped": sink.dropped,
+                "hung": sink.hung,
+            },
             "replies": dict(sorted(sink.replies.items())),
             "domains": {
-                one.name: {"accepted": one.accepted, "deferred": one.deferred, "refused": one.refused, "dropped": one.dropped} for one in busiest
+                one.name: {"accepted": one.accepted, "deferred": one.deferred, "refused": one.refused, "dropped": one.dropped}
+                for one in busiest
             },
             "domains_seen": len(sink.domains),
             "duplicates": sink.duplicates,
@@ -276,7 +290,7 @@ def make_certificate(name: str, days: int) -> tuple[bytes, bytes]:
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m bench.sink`; `sluice sink` hands the same ones on."""
     defaults = SinkOptions()
-    made = argparse.ArgumentParser(prog="sluice sink", description="An SMTP server that takes everything, answers as scripted and shows the mail.")
+    made = argparse.ArgumentParser(prog="sluice sink", description="Takes all mail, answers as scripted, shows what came.")
     add = made.add_argument
     add("--host", default=defaults.host, help="address to listen on (%(default)s); 0.0.0.0 shows the mail to the whole network")
     add("--port", type=_port, default=defaults.port, help="SMTP port (%(default)s); 0 = any free one")
@@ -285,7 +299,14 @@ def parser() -> argparse.ArgumentParser:
     add("--hostname", default=defaults.hostname, help="name in the greeting (%(default)s)")
     for name in ("pipelining", "chunking", "8bitmime", "smtputf8", "size", "starttls", "auth", "enhancedstatuscodes"):
         add(f"--no-{name}", dest="eightbitmime" if name == "8bitmime" else name, action="store_false", help=f"do not offer {name.upper()}")
-    add("--user", dest="users", action="append", default=[], metavar="USER:PASSWORD", help="require this login (repeatable); without it any login is taken and none is required")
+    add(
+        "--user",
+        dest="users",
+        action="append",
+        default=[],
+        metavar="USER:PASSWORD",
+        help="require this login (repeatable); else any is taken, none required",
+    )
     add("--auth-needs-tls", action="store_true", help="offer AUTH inside TLS only")
     add("--require-tls", action="store_true", help="refuse MAIL outside TLS")
     add("--allow-bare-newlines", action="store_true", help="take messages with a bare CR, bare LF or NUL (still counted)")
@@ -294,12 +315,31 @@ def parser() -> argparse.ArgumentParser:
     add("--certificate-name", default=defaults.certificate_name, help="name in the self-signed certificate (%(default)s)")
     add("--certificate-days", type=int, default=defaults.certificate_days, help="its validity (%(default)s); negative = expired")
     add("--write-certificate", type=Path, help="write the self-signed certificate here, for clients that shall trust it")
-    add("--reply-delay", dest="reply_delay_ms", type=_not_negative, default=defaults.reply_delay_ms, metavar="MS", help="every answer comes that much later, as over a long line")
-    add("--idle-timeout", dest="idle_timeout_seconds", type=_not_negative, default=defaults.idle_timeout_seconds, metavar="SECONDS", help="close silent connections (%(default)s)")
+    add(
+        "--reply-delay",
+        dest="reply_delay_ms",
+        type=_not_negative,
+        default=defaults.reply_delay_ms,
+        metavar="MS",
+        help="every answer comes that much later",
+    )
+    add(
+        "--idle-timeout",
+        dest="idle_timeout_seconds",
+        type=_not_negative,
+        default=defaults.idle_timeout_seconds,
+        metavar="SECONDS",
+        help="close silent connections (%(default)s)",
+    )
     add("--max-connections", type=_count, default=defaults.max_connections, help="421 beyond (%(default)s)")
     add("--max-message-bytes", type=_count, default=defaults.max_message_bytes, help="552 beyond; announced as SIZE (%(default)s)")
     add("--max-recipients", type=_count, default=defaults.max_recipients, help="452 beyond, per message (%(default)s)")
-    add("--max-messages-per-connection", type=_count, default=defaults.max_messages_per_connection, help="421 beyond; 0 = no limit (%(default)s)")
+    add(
+        "--max-messages-per-connection",
+        type=_count,
+        default=defaults.max_messages_per_connection,
+        help="421 beyond; 0 = no limit (%(default)s)",
+    )
     add("--script", type=Path, help="TOML file with [[rule]] tables")
     add("--no-tokens", dest="tokens", action="store_false", help="addresses such as defer2+x@… mean nothing special")
     add("--keep", type=_count, default=defaults.keep, help="messages kept for the mailbox page (%(default)s)")

@@ -56,45 +56,50 @@ cdef extern from *:
     /* What is to be said about content: bare CR or LF, a line over 998 octets, a line that starts with a dot, NUL, 8-bit octets. */
     static int sink_look(const char *p, Py_ssize_t n) {
         int found = 0;
-        unsigned carry_r = 0, carry_n = 1;
         Py_ssize_t i = 0, start = 0;
+        char before = '\\n';
     #if defined(__SSE2__)
-        const __m128i newline = _mm_set1_epi8('\\n'), ret = _mm_set1_epi8('\\r'), dot = _mm_set1_epi8('.'), nul = _mm_setzero_si128();
-        unsigned bare = 0, dotted = 0, zero = 0, eight = 0;
-        for (; i + 16 <= n; i += 16) {
-            __m128i v = _mm_loadu_si128((const __m128i *)(p + i));
-            unsigned r = (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(v, ret));
-            unsigned l = (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(v, newline));
-            bare |= l ^ (((r << 1) | carry_r) & 0xffff);
-            dotted |= (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(v, dot)) & (((l << 1) | carry_n) & 0xffff);
-            zero |= (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(v, nul));
-            eight |= (unsigned)_mm_movemask_epi8(v);
-            carry_r = r >> 15;
-            carry_n = l >> 15;
-            if (l) {
-                if (i + __builtin_ctz(l) - start > 999) found |= SINK_LONG;
-                start = i + 32 - __builtin_clz(l);
+        if (n >= 17) {
+            /* Each octet beside the one before it, sixteen at a time: what was seen is gathered and looked at once, at the end. */
+            const __m128i newline = _mm_set1_epi8('\\n'), ret = _mm_set1_epi8('\\r'), dot = _mm_set1_epi8('.');
+            __m128i bare = _mm_setzero_si128(), dotted = bare, eight = bare, least = _mm_set1_epi8((char)0xff);
+            if (p[0] == '\\n') found |= SINK_BARE;
+            if (p[0] == '.') found |= SINK_DOTTED;
+            if (p[0] == 0) found |= SINK_NUL;
+            if (p[0] & 0x80) found |= SINK_EIGHT;
+            for (i = 1; i + 16 <= n; i += 16) {
+                __m128i v = _mm_loadu_si128((const __m128i *)(p + i)), u = _mm_loadu_si128((const __m128i *)(p + i - 1));
+                __m128i l = _mm_cmpeq_epi8(v, newline);
+                unsigned ends = (unsigned)_mm_movemask_epi8(l);
+                bare = _mm_or_si128(bare, _mm_xor_si128(l, _mm_cmpeq_epi8(u, ret)));
+                dotted = _mm_or_si128(dotted, _mm_and_si128(_mm_cmpeq_epi8(v, dot), _mm_cmpeq_epi8(u, newline)));
+                eight = _mm_or_si128(eight, v);
+                least = _mm_min_epu8(least, v);
+                if (ends) {
+                    if (i + __builtin_ctz(ends) - start > 999) found |= SINK_LONG;
+                    start = i + 32 - __builtin_clz(ends);
+                }
             }
+            if (_mm_movemask_epi8(bare)) found |= SINK_BARE;
+            if (_mm_movemask_epi8(dotted)) found |= SINK_DOTTED;
+            if (_mm_movemask_epi8(eight)) found |= SINK_EIGHT;
+            if (_mm_movemask_epi8(_mm_cmpeq_epi8(least, _mm_setzero_si128()))) found |= SINK_NUL;
+            before = p[i - 1];
         }
-        if (bare) found |= SINK_BARE;
-        if (dotted) found |= SINK_DOTTED;
-        if (zero) found |= SINK_NUL;
-        if (eight) found |= SINK_EIGHT;
     #endif
         for (; i < n; i++) {
-            unsigned char c = (unsigned char)p[i];
-            if ((c == '\\n') != carry_r) found |= SINK_BARE;
-            if (c == '.' && carry_n) found |= SINK_DOTTED;
+            char c = p[i];
+            if ((c == '\\n') != (before == '\\r')) found |= SINK_BARE;
+            if (c == '.' && before == '\\n') found |= SINK_DOTTED;
             if (c == 0) found |= SINK_NUL;
             if (c & 0x80) found |= SINK_EIGHT;
-            carry_r = c == '\\r';
-            carry_n = c == '\\n';
-            if (carry_n) {
+            if (c == '\\n') {
                 if (i - start > 999) found |= SINK_LONG;
                 start = i + 1;
             }
+            before = c;
         }
-        if (carry_r) found |= SINK_BARE;
+        if (before == '\\r') found |= SINK_BARE;
         if (n - start > 998) found |= SINK_LONG;
         return found;
     }

@@ -148,7 +148,7 @@ def _answer(parts: dict[str, str | None]) -> Answer | None:
             return None
         return Answer(stage=stage or usual, action="reply", reply=reply_line(text), times=(number or 1) if name == "defer" else 0)
     if name == "grey":
-        return Answer(stage="rcpt", action="reply", reply=reply_line("451 4.7.1 Greylisted, try again later"), seconds=float(number))
+        return Answer(stage="rcpt", action="reply", reply=reply_line("451 4.7.1 Greylisted, try again later"), seconds=number or 0.001)
     if name == "rate":
         return Answer(stage="rcpt", action="reply", reply=reply_line("451 4.7.1 Too many messages, slow down"), per_second=number or 1)
     if name == "connlimit":
