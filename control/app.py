@@ -19,6 +19,7 @@ from config.settings import Settings
 from control import campaigns, delivery_servers, health, imports, lists, reports, suppressions, users
 from control.asgi import App, Message, Receive, Scope, Send
 from control.bodies import Bodies
+from control.console.routes import console_router
 from control.errors import HANDLERS
 from control.guards import Authentication, Authenticator, Caller, caller_of
 from control.idempotency import Idempotency
@@ -113,6 +114,7 @@ def _litestar(services: Services) -> Litestar:
     return Litestar(
         route_handlers=[
             Router("/api/v1", route_handlers=CONTROLLERS),
+            console_router(),
             health.HealthController,
             create_static_files_router(path="/docs/static", directories=[STATIC], include_in_schema=False),
         ],

@@ -4,6 +4,7 @@ key                                     type     writer          reader        l
 sluice:{server}:queue:{class}           list     feeder RPUSH    intake LPOP   until taken; packed `Batch` values
 sluice:generation                       string   feeder          feeder        for ever; gone = Redis was wiped, announce anew
 sluice:engine:{id}:status               string   engine          status, top   5 s after the last heartbeat; JSON
+sluice:console:{hash}                   string   console         console       12 h; whose session, named by the SHA-256 of its cookie
 sluice:changes                          channel  whoever changes engine        a word: `campaigns`, `egress`, `suppressions`
 
 Losing all of it costs a rebuild from PostgreSQL, never a recipient and never a second copy. The braces around the server
@@ -28,3 +29,8 @@ def queue(delivery_server_id: int, priority_class: str) -> str:
 def engine_status(engine_id: str) -> str:
     """The last heartbeat of one engine process."""
     return f"sluice:engine:{engine_id}:status"
+
+
+def console_session(token_hash: str) -> str:
+    """One signed-in browser."""
+    return f"sluice:console:{token_hash}"
