@@ -270,7 +270,7 @@ class _Connection(asyncio.Protocol):
         first = next((p for p in parts if not isinstance(p, Action) or p is HONEST), HANG)
         if step is None or first is HONEST or (isinstance(first, str | bytes) and first[:1] in ("2", b"2")):
             self.take()
-        self.play(stage, honest, step)
+        self.play(stage, honest, HONEST if step is None else step)
         self.reset()
 
     def command(self, line: bytes) -> None:
@@ -322,8 +322,8 @@ class _Connection(asyncio.Protocol):
             self.play("noop", "250 2.0.0 ok")
         elif verb == "QUIT":
             self.play("quit", "221 2.0.0 bye")
-            self.dropping = True
-            asyncio.get_running_loop().call_later(self.peer.reply_delay * 1.5, self.transport.close)
+            if not self.hung:
+                self.play("quit", "", DROP)
         else:
             self.peer.violations.append(f"unknown command {text!r}")
             self.say(b"500 5.5.2 unknown command\r\n")

@@ -664,7 +664,9 @@ class Stumbling:
         out = b""
         while True:
             if self.in_data:
-                body, dot, rest = self.buffer.partition(b"\r\n.\r\n") if not self.buffer.startswith(b".\r\n") else (b"", b".", self.buffer[3:])
+                body, dot, rest = (
+                    self.buffer.partition(b"\r\n.\r\n") if not self.buffer.startswith(b".\r\n") else (b"", b".", self.buffer[3:])
+                )
                 if not dot:
                     return out
                 self.buffer, self.in_data = rest, False
@@ -756,8 +758,8 @@ def test_no_verdict_is_ever_false_whatever_the_server_refuses_or_says_twice(
     violation = protocol.fault is not None
     protocol.lose(protocol.fault or "over", violation, outcomes)
     assert violation <= server.stumbled
-    assert sorted(o.message.ref for o in outcomes) == list(range(1, number + 1))  # type: ignore[type-var]
-    accepted = dict((rcpt, sender) for sender, rcpt in server.accepted)
+    assert sorted(o.message.ref for o in outcomes) == list(range(1, number + 1))
+    accepted = {rcpt: sender for sender, rcpt in server.accepted}
     assert len(accepted) == len(server.accepted)
     delivered = {o.message.rcpt for o in outcomes if o.stage == STAGE_CONTENT and o.code == 250}
     assert delivered <= set(accepted)
