@@ -127,7 +127,7 @@ async def _run(app: Any, listening: socket.socket, stop: asyncio.Event) -> None:
     )
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     stopping = asyncio.create_task(stop.wait())
-    while not server.started and not serving.done() and not stop.is_set():  # noqa: ASYNC110 - uvicorn tells it by an attribute only
+    while not server.started and not serving.done() and not stop.is_set():
         await asyncio.sleep(0.01)
     if server.started:
         host, port = listening.getsockname()[:2]

@@ -38,7 +38,7 @@ class Bodies:
         if scope["type"] != "http" or not scope["path"].startswith("/api/") or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
             return
-        headers = {name: value for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         try:
             if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
                 raise Refused(415, "Content-Encoding is not supported; send the body uncompressed")

@@ -81,10 +81,8 @@ def problem(status: int, detail: str = "", fields: list[FieldError] | None = Non
 
 def of_exception(error: BaseException) -> Problem | None:
     """The problem an exception becomes; None when it is a bug."""
-    for kind, status in STATUS:
-        if isinstance(error, kind):
-            break
-    else:
+    status = next((status for kind, status in STATUS if isinstance(error, kind)), None)
+    if status is None:
         return None
     if isinstance(error, errors.Invalid):
         return problem(status, f"{error.field}: {error.reason}", [FieldError(error.field, error.reason)])

@@ -326,7 +326,7 @@ def check_values(data: dict[str, Any], known: dict[str, Kind]) -> dict[str, Any]
 
 def _csv_reason(said: str) -> str:
     if "field limit" in said:
-        return "a value is longer than 128 KiB"
+        return "a value is longer than 128 KiB, or its quotes are not closed"
     if "new-line character" in said:
         return "a carriage return stands outside quotes; lines end in LF or CRLF"
     return "text follows a closing quote; a quote inside a value is written twice"
