@@ -142,10 +142,10 @@ class _Demo:
             await supervisor.stop()
 
     async def _work(self, supervisor: Supervisor, recipients: int, engines: int, *, stay: bool, as_json: bool) -> int:
-        listing = await asyncio.to_thread(demo_content.write_list, self._directory / "recipients.csv", recipients)
+        writing = asyncio.to_thread(demo_content.write_list, self._directory / "recipients.csv", recipients)
         (self._directory / "newsletter.html").write_text(demo_content.HTML, encoding="utf-8")
         (self._directory / "newsletter.txt").write_text(demo_content.TEXT, encoding="utf-8")
-        ready = await supervisor.start()
+        ready, listing = await asyncio.gather(supervisor.start(), writing)
         async with open_stores(self._settings, self._backends) as stores:
             sink = ApiClient(f"http://{ready['sink']['http']}/api/v1")
             api = ApiClient(f"http://127.0.0.1:{self._settings.control.port}/api/v1", stores.admin_key)
@@ -160,8 +160,8 @@ class _Demo:
             summary(lines)
             summary([
                 ("", "", ""),
-                ("Mailbox", f"http://{ready['sink']['http']}/", "" if stay else "(while it runs: --stay)"),
-                ("API", f"http://127.0.0.1:{self._settings.control.port}/docs", ""),
+                ("Mailbox", f"http://{ready['sink']['http']}/{'' if stay else '   (gone now; --stay keeps it)'}", ""),
+                ("API", f"http://127.0.0.1:{self._settings.control.port}/docs{'' if stay else '   (gone now; --stay keeps it)'}", ""),
                 ("Accounting", str(load.accounting_path(self._settings).parent), ""),
                 ("Logs", str(self._directory / "log"), ""),
             ])  # fmt: skip
@@ -287,20 +287,20 @@ class _Campaign:
             engine_cpu_us_per_message=await self._cpu_us_per_message(audit.delivered + audit.bounced + found["deferrals"]),
             seconds=round(seconds, 3),
         )
-        lines: list[Line] = [("", "", ""), ("Imported", result.imported, f"of {report.rows:,} rows"), ("Refused", result.refused, "rows")]
+        lines: list[Line] = [("", "", ""), ("Imported", result.imported, f"of {report.rows:,} rows"), ("Refused", result.refused, "")]
         kinds = Counter(f"{refusal.field}: {refusal.reason.split(' of row ')[0]}"[:70] for refusal in report.refusals)
         first = {f"{refusal.field}: {refusal.reason.split(' of row ')[0]}"[:70]: refusal.row for refusal in reversed(report.refusals)}
         lines += [("", count, f"{reason} (first: row {first[reason]:,})") for reason, count in kinds.most_common()]
         agree = result.sink_accepted == result.delivered
         lines += [
             ("Delivered", result.delivered, ""),
-            ("  after a deferral", result.deferred_then_delivered, ""),
+            ("", result.deferred_then_delivered, "of them after one or two deferrals"),
             ("Bounced", result.bounced, ""),
             ("Suppressed", result.suppressed, ""),
             ("Expired", result.expired, ""),
             ("Sink accepted", result.sink_accepted, f"lost {result.lost:,}, duplicates {result.duplicates:,}"),
-            ("Audit", "clean" if audit.clean else "NOT clean", ""),
+            ("Audit", "clean" if audit.clean else "NOT CLEAN", "every recipient has exactly one end" if audit.clean else repr(audit)),
             ("Messages/s", result.messages_per_second, f"over {seconds:.1f} s, the pauses before retries among them"),
-            ("Engine CPU", result.engine_cpu_us_per_message, "µs per message"),
+            ("Engine CPU", result.engine_cpu_us_per_message, "µs per message, start and waiting included"),
         ]
         return result, lines, audit.clean and agree

@@ -53,11 +53,13 @@ class Progress:
 
 
 def summary(lines: Iterable[Line]) -> None:
-    """Name, value, remark: one line each on standard output; an empty name is an indented continuation."""
+    """Name, value, remark: one line each on standard output. Without a name: a count that belongs to the line above; all empty: a gap."""
     for name, value, remark in lines:
-        if not name and not remark and value == "":
+        if not (name or remark):
             click.echo()
-        elif isinstance(value, str):
-            click.echo(f"{name:<14}{show(value)}{'  ' + show(remark) if remark else ''}")
+        elif not name:
+            click.echo(f"    {show(value):>6}  {show(remark)}")
+        elif isinstance(value, str) and not remark:
+            click.echo(f"{name:<16}{value}")
         else:
-            click.echo(f"{name:<26}{show(value):>10}{'   ' + show(remark) if remark else ''}")
+            click.echo(f"{name:<16}{show(value):>10}{'   ' + show(remark) if remark else ''}")
