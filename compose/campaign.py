@@ -19,6 +19,7 @@ from domain.campaign import CampaignContent, Recipient
 from domain.egress import DeliveryServer
 from domain.errors import Invalid
 from ext import header
+from ext.body import Unsendable
 from ext.message import Layout
 from ext.template import Program
 from ext.token import Signer
@@ -27,7 +28,6 @@ Message = tuple[bytes, bytes, bytes, bool]  # MAIL FROM, RCPT, header and body, 
 
 MESSAGE_ID_MAC_BYTES: Final = 16
 MAX_BASE_URL: Final = 500  # so that no line of List-Unsubscribe comes near 998 octets
-HEADER_FIELDS: Final = ("subject", "from_name")
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -36,17 +36,17 @@ def _decode(data: bytes) -> dict[str, Any]:
     return _decode_object(data) if data else {}
 
 
+def _reason(error: Exception) -> str:
+    return "it holds half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else str(error)
+
+
 def _refuse(field: str, error: Exception) -> Invalid:
     """Why one recipient gets no message (bad inputs 47, 48)."""
     if isinstance(error, Invalid):
         return error
-    if isinstance(error, UnicodeEncodeError):
-        reason = "it holds half of a surrogate pair"
-    elif isinstance(error, ValueError) and field != "merge data":
-        reason = str(error)
-    else:
+    if not isinstance(error, (UnicodeEncodeError, Unsendable, msgspec.MsgspecError)):
         return Invalid(field, f"cannot be rendered: {Exception.__str__(error) or type(error).__name__}")
-    return Invalid(field, f"bad merge data: {reason}")
+    return Invalid("merge data" if field in ("html", "text") else field, f"bad merge data: {_reason(error)}")
 
 
 class CompiledCampaign:
@@ -60,7 +60,7 @@ class CompiledCampaign:
         self.content = content
         self.server = server
         field, sender = header_rules.from_address(content, server)
-        sender_octets, _ = header_rules.address_octets(field, sender)
+        sender_octets, sender_utf8 = header_rules.address_octets(field, sender)
         domain = sender_octets.rpartition(b"@")[2]
         constants: dict[str, Any] = {
             "campaign": {"id": content.id, "name": content.name},
@@ -82,7 +82,8 @@ class CompiledCampaign:
             layout.mail_from_domain = header_rules.domain_octets("mfrom", address)
             layout.mail_from = b""
         else:
-            layout.mail_from, layout.mail_from_utf8 = header_rules.address_octets("mfrom", address)
+            layout.mail_from, return_utf8 = header_rules.address_octets("mfrom", address)
+            sender_utf8 = sender_utf8 or return_utf8
         layout.message_domain = layout.mail_from_domain or domain
 
         layout.message_signer = Signer(keyring.derive("message-id"), MESSAGE_ID_MAC_BYTES, base32=True)
@@ -91,6 +92,7 @@ class CompiledCampaign:
         layout.unsubscribe_mail_signer = Signer(keyring.derive("unsubscribe"), return_path.MAC_BYTES, base32=True)
         layout.web_view_signer = Signer(keyring.derive("web-view"), links.MAC_BYTES)
 
+        layout.always_utf8 = sender_utf8
         self._compiled: list[liquid.Compiled] = []
         self._headers(layout, constants, sender_octets)
         layout.text = self._part("text", content.text, html=False, constants=constants)
@@ -152,7 +154,7 @@ class CompiledCampaign:
             try:
                 header.check(text)
             except ValueError as error:
-                raise Invalid(field, str(error)) from None
+                raise Invalid(field, _reason(error)) from None
         if compiled.constant is not None:
             return compiled.constant, None
         self._compiled.append(compiled)
@@ -169,7 +171,9 @@ class CompiledCampaign:
             layout.subject_line = _field("subject", header.unstructured, b"Subject", subject)
         layout.reply_to = b""
         if content.reply_to:
-            layout.reply_to = header.mailbox(b"Reply-To", "", header_rules.address_octets("reply_to", content.reply_to)[0])
+            reply_to, utf8 = header_rules.address_octets("reply_to", content.reply_to)
+            layout.reply_to = header.mailbox(b"Reply-To", "", reply_to)
+            layout.always_utf8 = layout.always_utf8 or utf8
         identity = header_rules.list_id(content, layout.message_domain or b"")
         name_and_id = _field("list.name", header.mailbox, b"List-ID", content.list_name, identity[1:-1])
         if not content.list_name:
@@ -181,7 +185,7 @@ def _field(field: str, make: Any, *arguments: Any) -> bytes:
     try:
         line: bytes = make(*arguments)
     except ValueError as error:
-        raise Invalid(field, str(error)) from None
+        raise Invalid(field, _reason(error)) from None
     return line
 
 

@@ -8,6 +8,11 @@ from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcpy
 
+
+class Unsendable(ValueError):
+    """Text that no encoding makes fit for a message: a NUL anywhere, a control character in a header."""
+
+
 cdef enum:  # classes of an octet
     PLAIN, CODED, BLANK, CARRIAGE_RETURN, LINE_FEED, DOT, MARKUP, ZERO
 
@@ -35,7 +40,7 @@ _fill_tables()
 cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1:
     """Write `length` octets of UTF-8 as quoted-printable, escaped for HTML first where asked (as markupsafe does).
 
-    CR LF, CR and LF each become one CR LF, also when the pair is split between two calls. Raises ValueError on NUL.
+    CR LF, CR and LF each become one CR LF, also when the pair is split between two calls. Raises Unsendable on NUL.
     """
     cdef const unsigned char* kinds = &KIND_MARKUP[0] if escape else &KIND[0]
     cdef const unsigned char* entity
@@ -126,7 +131,7 @@ cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint
             blank = False
             continue
         elif kind == ZERO:
-            raise ValueError("it holds a NUL")
+            raise Unsendable("it holds a NUL")
         if column + 3 > 75:
             memcpy(out, b"=\r\n", 3)
             out += 3
@@ -210,7 +215,7 @@ cdef class Piece:
 def quoted_printable(str text not None, *, bint escape=False) -> bytes:
     """The whole of `text` as quoted-printable lines; no line end is added at the end.
 
-    Raises ValueError on NUL and UnicodeEncodeError on a lone surrogate.
+    Raises Unsendable on NUL and UnicodeEncodeError on a lone surrogate.
     """
     return joined([text], escape=escape)
 

@@ -11,7 +11,7 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
 
-    typedef struct { uint32_t inner[8], outer[8]; } sluice_hmac;
+    typedef struct { uint32_t inner[8], outer[8]; int plain; } sluice_hmac;
 
     static const uint32_t sluice_k[64] = {
         0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
@@ -85,18 +85,19 @@ cdef extern from *:
     #endif
 
     static int sluice_sha = -1;
-    static inline void sluice_block(uint32_t *h, const unsigned char *p) {
+    static inline void sluice_block(uint32_t *h, const unsigned char *p, int plain) {
         if (sluice_sha < 0) sluice_sha = sluice_has_sha();
-        if (sluice_sha) sluice_block_sha(h, p); else sluice_block_plain(h, p);
+        if (sluice_sha && !plain) sluice_block_sha(h, p); else sluice_block_plain(h, p);
     }
 
-    static void sluice_hmac_key(sluice_hmac *s, const unsigned char *key, size_t n) {   /* n <= 64 */
+    static void sluice_hmac_key(sluice_hmac *s, const unsigned char *key, size_t n, int plain) {   /* n <= 64 */
         unsigned char pad[64];
         size_t i;
+        s->plain = plain;
         for (i = 0; i < 64; i++) pad[i] = (i < n ? key[i] : 0) ^ 0x36;
-        memcpy(s->inner, sluice_start, 32); sluice_block(s->inner, pad);
+        memcpy(s->inner, sluice_start, 32); sluice_block(s->inner, pad, plain);
         for (i = 0; i < 64; i++) pad[i] ^= 0x36 ^ 0x5c;
-        memcpy(s->outer, sluice_start, 32); sluice_block(s->outer, pad);
+        memcpy(s->outer, sluice_start, 32); sluice_block(s->outer, pad, plain);
     }
 
     static void sluice_hmac_short(const sluice_hmac *s, const unsigned char *text, size_t n, unsigned char *out) {   /* n <= 55 */
@@ -107,14 +108,14 @@ cdef extern from *:
         memcpy(block, text, n);
         block[n] = 0x80;
         block[62] = (unsigned char)((64 + n) * 8 >> 8); block[63] = (unsigned char)((64 + n) * 8);
-        memcpy(h, s->inner, 32); sluice_block(h, block);
+        memcpy(h, s->inner, 32); sluice_block(h, block, s->plain);
         memset(block, 0, 64);
         for (i = 0; i < 8; i++) {
             block[4*i] = h[i] >> 24; block[4*i+1] = h[i] >> 16; block[4*i+2] = h[i] >> 8; block[4*i+3] = h[i];
         }
         block[32] = 0x80;
         block[62] = 3;   /* 96 octets are 768 bits */
-        memcpy(h, s->outer, 32); sluice_block(h, block);
+        memcpy(h, s->outer, 32); sluice_block(h, block, s->plain);
         for (i = 0; i < 8; i++) {
             out[4*i] = h[i] >> 24; out[4*i+1] = h[i] >> 16; out[4*i+2] = h[i] >> 8; out[4*i+3] = h[i];
         }
@@ -123,5 +124,5 @@ cdef extern from *:
     """
     ctypedef struct HmacKey "sluice_hmac":
         pass
-    void hmac_key "sluice_hmac_key"(HmacKey* state, const unsigned char* key, size_t length) noexcept
+    void hmac_key "sluice_hmac_key"(HmacKey* state, const unsigned char* key, size_t length, int plain) noexcept
     void hmac_short "sluice_hmac_short"(const HmacKey* state, const unsigned char* text, size_t length, unsigned char* out) noexcept

@@ -2,7 +2,7 @@
 
 RFC 5322 §2.1.1 and §2.2.3 (lines, folding), RFC 2047 (encoded words), RFC 6532 (UTF-8 addresses). Text that holds a control
 character, a line or paragraph separator, a bidirectional control, or an encoded word that hides one is refused with
-ValueError: never cleaned, because a cleaned value is still not what somebody meant to say. Lines have at most 76 octets
+Unsendable: never cleaned, because a cleaned value is still not what somebody meant to say. Lines have at most 76 octets
 where there is a place to fold; an address or a URI is never cut.
 """
 
@@ -11,6 +11,8 @@ import quopri
 import re
 
 from libc.string cimport memcpy
+
+from ext.body import Unsendable
 
 MAX_TEXT_OCTETS = 998  # of one unstructured value or display name in UTF-8
 
@@ -27,10 +29,11 @@ cdef str _name_of(str character):
 
 
 cdef int _check(str text) except -1:
-    """Raise ValueError when `text` may not stand in a header."""
-    cdef Py_UCS4 character
+    """Raise Unsendable when `text` may not stand in a header."""
+    cdef Py_UCS4 character, before = 0
     cdef bint plain = True, word = False
-    cdef Py_UCS4 before = 0
+    if len(text) > MAX_TEXT_OCTETS:
+        raise Unsendable(f"it has {len(text)} characters, at most {MAX_TEXT_OCTETS} octets are allowed")
     for character in text:
         if character < 32 or character >= 127:
             plain = False
@@ -40,7 +43,7 @@ cdef int _check(str text) except -1:
     if not plain:
         found = BAD.search(text)
         if found is not None:
-            raise ValueError(f"it holds {_name_of(found[0])}, which may not stand in a header")
+            raise Unsendable(f"it holds {_name_of(found[0])}, which may not stand in a header")
     if word:
         _check_words(text)
     return 0
@@ -48,17 +51,22 @@ cdef int _check(str text) except -1:
 
 cdef int _check_words(str text) except -1:
     """Refuse an encoded word that decodes to what may not stand there: some readers decode wherever they look."""
-    for _charset, kind, coded in ENCODED_WORD.findall(text):
+    for charset, kind, coded in ENCODED_WORD.findall(text):
         try:
             data = coded.encode("utf-8")
             raw = base64.b64decode(data + b"==") if kind in "bB" else quopri.decodestring(data, header=True)
         except ValueError:
-            raise ValueError("it holds an encoded word that cannot be decoded") from None
-        for seen in (raw.decode("latin-1"), raw.decode("utf-8", "ignore")):
+            raise Unsendable("it holds an encoded word that cannot be decoded") from None
+        readings = [raw.decode("latin-1"), raw.decode("utf-8", "ignore")]
+        try:
+            readings.append(raw.decode(charset.partition("*")[0], "ignore"))  # UTF-7 hides controls in plain letters
+        except (LookupError, ValueError):
+            pass
+        for seen in readings:
             found = BAD.search(seen)
-            # Latin-1 shows the control octets of every charset, but calls halves of UTF-8 letters C1 controls.
-            if found is not None and (seen is not None) and (ord(found[0]) < 0x80 or ord(found[0]) > 0x9F):
-                raise ValueError(f"it holds an encoded word that hides {_name_of(found[0])}")
+            # Latin-1 shows the control octets of every charset, but calls halves of UTF-8 letters C1 controls
+            if found is not None and not 0x80 <= ord(found[0]) <= 0x9F:
+                raise Unsendable(f"it holds an encoded word that hides {_name_of(found[0])}")
     return 0
 
 
@@ -87,7 +95,7 @@ cdef bytes _encoded_words(bytes data, int column):
     cdef bint as_base64
     cdef char[8192] out   # MAX_TEXT_OCTETS of three octets each, and 15 octets around every 45 of them
     if length > MAX_TEXT_OCTETS:
-        raise ValueError(f"it has {length} octets, at most {MAX_TEXT_OCTETS} are allowed")
+        raise Unsendable(f"it has {length} octets, at most {MAX_TEXT_OCTETS} are allowed")
     for at in range(length):
         if not _stands(source[at]) and source[at] != 32:
             special += 1
@@ -193,14 +201,14 @@ cdef bytes _folded(bytes text, int column):
 cdef bytes _utf8(str text):
     cdef bytes data = text.encode("utf-8")
     if len(data) > MAX_TEXT_OCTETS:
-        raise ValueError(f"it has {len(data)} octets, at most {MAX_TEXT_OCTETS} are allowed")
+        raise Unsendable(f"it has {len(data)} octets, at most {MAX_TEXT_OCTETS} are allowed")
     return data
 
 
 cpdef bytes unstructured(bytes name, str text):
     """The whole field `name: text` with its CR LF, folded, in encoded words where ASCII is not enough.
 
-    Raises ValueError (UnicodeEncodeError on a lone surrogate) when `text` may not stand in a header or is too long.
+    Raises Unsendable (UnicodeEncodeError on a lone surrogate) when `text` may not stand in a header or is too long.
     """
     cdef bytes data, folded
     _check(text)
@@ -217,7 +225,7 @@ cpdef bytes unstructured(bytes name, str text):
 cpdef bytes mailbox(bytes name, str display, bytes address):
     """The whole field `name: display <address>` with its CR LF; without a display name `name: address`.
 
-    `address` is taken as it is. Raises ValueError as `unstructured` does.
+    `address` is taken as it is. Raises Unsendable as `unstructured` does.
     """
     cdef bytes data, shown = None
     if not display:
@@ -236,6 +244,6 @@ cpdef bytes mailbox(bytes name, str display, bytes address):
 
 
 cpdef check(str text):
-    """Raise ValueError when `text` may not stand in a header; the rules are those of `unstructured`."""
+    """Raise Unsendable when `text` may not stand in a header; the rules are those of `unstructured`."""
     _check(text)
     _utf8(text)

@@ -21,7 +21,7 @@ class Layout:
     message_domain: bytes | None
     base_url: bytes | None
     subject_line: bytes | None
-    mail_from_utf8: bool
+    always_utf8: bool
     needs_data: bool
     needs_links: bool
     user: int

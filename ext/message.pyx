@@ -77,7 +77,7 @@ cdef class Layout:
     cdef public dict constants
     cdef public bytes sender, reply_to, list_headers, content_headers, between, end
     cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
-    cdef public bint mail_from_utf8, needs_data, needs_links
+    cdef public bint always_utf8, needs_data, needs_links
     cdef public object user, campaign
     cdef public Program subject, from_name, text, html
     cdef public Signer message_signer, return_signer, unsubscribe_signer, unsubscribe_mail_signer, web_view_signer
@@ -208,4 +208,4 @@ cdef class Layout:
             self.field = "html"
             self.html.write(scope, wire)
         put_bytes(wire, self.end)
-        return mail_from, rcpt, PyBytes_FromStringAndSize(<const char*>wire.data, wire.length), smtputf8 or self.mail_from_utf8
+        return mail_from, rcpt, PyBytes_FromStringAndSize(<const char*>wire.data, wire.length), smtputf8 or self.always_utf8

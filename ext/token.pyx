@@ -10,14 +10,14 @@ cdef const char* BASE32 = b"abcdefghijklmnopqrstuvwxyz234567"
 
 
 cdef class Signer:
-    """Signs with one key. `mac_octets` (10 to 32) of the MAC are kept."""
+    """Signs with one key. `mac_octets` (10 to 32) of the MAC are kept. `plain`: without the processor's own instructions."""
 
-    def __cinit__(self, bytes key not None, int mac_octets, *, bint base32=False):
+    def __cinit__(self, bytes key not None, int mac_octets, *, bint base32=False, bint plain=False):
         if not 16 <= len(key) <= 64:
             raise ValueError(f"a key has 16 to 64 octets, got {len(key)}")
         if not 10 <= mac_octets <= 32:
             raise ValueError(f"10 to 32 octets of a MAC are kept, got {mac_octets}")
-        hmac_key(&self.key, <const unsigned char*>key, len(key))
+        hmac_key(&self.key, <const unsigned char*>key, len(key), plain)
         self.mac_octets = mac_octets
         self.base32 = base32
 
