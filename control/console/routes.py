@@ -71,7 +71,7 @@ _HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "same-origin"}
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f")
+    return f"{value:,.0f}"
 
 
 def _share(part: float, whole: float) -> str:
@@ -270,10 +270,10 @@ def _to_login(request: AnyRequest, _: Exception) -> Response[Any]:
 def _explain(request: AnyRequest, error: Exception) -> Response[str]:
     """What went wrong, as a page."""
     if isinstance(error, HTTPException):
-        return page("error", error.status_code, code=error.status_code, sentence=error.detail)
+        return page("error", error.status_code, code=error.status_code, sentence=error.detail, live=False)
     code = next(status_code for kind, status_code in STATUS if isinstance(error, kind))
     sentence = "A store does not answer. Sending goes on as far as it can; this page comes back by itself." if code == 503 else str(error)
-    return page("error", code, code=code, sentence=sentence)
+    return page("error", code, code=code, sentence=sentence, live=code == 503)
 
 
 HANDLERS: ExceptionHandlersMap = {
