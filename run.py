@@ -102,7 +102,7 @@ def stamps():
 
 
 def sources():
-    return sorted(path for room in EXTENSION_ROOMS for pattern in ("*.pyx", "*.pxd") for path in (ROOT / room).glob(pattern))
+    return sorted(path for room in EXTENSION_ROOMS for pattern in ("*.pyx", "*.pxd", "*.pxi") for path in (ROOT / room).glob(pattern))
 
 
 def read_stamp():

@@ -121,7 +121,7 @@ class RunningSink:
         for timer in self._timers:
             timer.cancel()
         for protocol in self.sink.open_protocols():
-            protocol.goodbye()
+            protocol.goodbye(b"421 4.3.2 The sink stops\r\n")
         for task in list(self._handshakes):
             task.cancel()
         await asyncio.sleep(0.02)  # the 421s leave at the end of this turn of the loop

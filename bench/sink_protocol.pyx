@@ -20,108 +20,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcpy, memmove
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
-    #include <time.h>
-    #if defined(__SSE2__)
-    #include <emmintrin.h>
-    #endif
-
-    /* Index of CRLF.CRLF at or after `from`, or -1. Content that starts with .CRLF is empty: -2. */
-    static Py_ssize_t sink_find_end(const char *p, Py_ssize_t n, Py_ssize_t from) {
-        Py_ssize_t i = from;
-        if (from == 0 && n >= 3 && p[0] == '.' && p[1] == '\\r' && p[2] == '\\n') return -2;
-    #if defined(__SSE2__)
-        const __m128i newline = _mm_set1_epi8('\\n'), dot = _mm_set1_epi8('.');
-        for (; i + 17 <= n; i += 16) {
-            __m128i a = _mm_loadu_si128((const __m128i *)(p + i));
-            __m128i b = _mm_loadu_si128((const __m128i *)(p + i + 1));
-            unsigned mask = (unsigned)_mm_movemask_epi8(_mm_and_si128(_mm_cmpeq_epi8(a, newline), _mm_cmpeq_epi8(b, dot)));
-            while (mask) {
-                Py_ssize_t k = i + __builtin_ctz(mask);
-                if (k >= 1 && k + 3 < n && p[k - 1] == '\\r' && p[k + 2] == '\\r' && p[k + 3] == '\\n') return k - 1;
-                mask &= mask - 1;
-            }
-        }
-    #endif
-        for (; i + 3 < n; i++)
-            if (p[i] == '\\n' && p[i + 1] == '.' && i >= 1 && p[i - 1] == '\\r' && p[i + 2] == '\\r' && p[i + 3] == '\\n') return i - 1;
-        return -1;
-    }
-
-    enum { SINK_BARE = 1, SINK_LONG = 2, SINK_DOTTED = 4, SINK_NUL = 8, SINK_EIGHT = 16 };
-
-    /* What is to be said about content: bare CR or LF, a line over 998 octets, a line that starts with a dot, NUL, 8-bit octets. */
-    static int sink_look(const char *p, Py_ssize_t n) {
-        int found = 0;
-        Py_ssize_t i = 0, start = 0;
-        char before = '\\n';
-    #if defined(__SSE2__)
-        if (n >= 17) {
-            /* Each octet beside the one before it, sixteen at a time: what was seen is gathered and looked at once, at the end. */
-            const __m128i newline = _mm_set1_epi8('\\n'), ret = _mm_set1_epi8('\\r'), dot = _mm_set1_epi8('.');
-            __m128i bare = _mm_setzero_si128(), dotted = bare, eight = bare, least = _mm_set1_epi8((char)0xff);
-            if (p[0] == '\\n') found |= SINK_BARE;
-            if (p[0] == '.') found |= SINK_DOTTED;
-            if (p[0] == 0) found |= SINK_NUL;
-            if (p[0] & 0x80) found |= SINK_EIGHT;
-            for (i = 1; i + 16 <= n; i += 16) {
-                __m128i v = _mm_loadu_si128((const __m128i *)(p + i)), u = _mm_loadu_si128((const __m128i *)(p + i - 1));
-                __m128i l = _mm_cmpeq_epi8(v, newline);
-                unsigned ends = (unsigned)_mm_movemask_epi8(l);
-                bare = _mm_or_si128(bare, _mm_xor_si128(l, _mm_cmpeq_epi8(u, ret)));
-                dotted = _mm_or_si128(dotted, _mm_and_si128(_mm_cmpeq_epi8(v, dot), _mm_cmpeq_epi8(u, newline)));
-                eight = _mm_or_si128(eight, v);
-                least = _mm_min_epu8(least, v);
-                if (ends) {
-                    if (i + __builtin_ctz(ends) - start > 999) found |= SINK_LONG;
-                    start = i + 32 - __builtin_clz(ends);
-                }
-            }
-            if (_mm_movemask_epi8(bare)) found |= SINK_BARE;
-            if (_mm_movemask_epi8(dotted)) found |= SINK_DOTTED;
-            if (_mm_movemask_epi8(eight)) found |= SINK_EIGHT;
-            if (_mm_movemask_epi8(_mm_cmpeq_epi8(least, _mm_setzero_si128()))) found |= SINK_NUL;
-            before = p[i - 1];
-        }
-    #endif
-        for (; i < n; i++) {
-            char c = p[i];
-            if ((c == '\\n') != (before == '\\r')) found |= SINK_BARE;
-            if (c == '.' && before == '\\n') found |= SINK_DOTTED;
-            if (c == 0) found |= SINK_NUL;
-            if (c & 0x80) found |= SINK_EIGHT;
-            if (c == '\\n') {
-                if (i - start > 999) found |= SINK_LONG;
-                start = i + 1;
-            }
-            before = c;
-        }
-        if (before == '\\r') found |= SINK_BARE;
-        if (n - start > 998) found |= SINK_LONG;
-        return found;
-    }
-
-    static uint64_t sink_mix(uint64_t h, const char *p, Py_ssize_t n) {
-        uint64_t w;
-        h ^= (uint64_t)n * 0x9E3779B97F4A7C15ull;
-        for (; n >= 8; p += 8, n -= 8) {
-            memcpy(&w, p, 8);
-            h = (h ^ w) * 0xFF51AFD7ED558CCDull;
-            h ^= h >> 32;
-        }
-        w = 0;
-        memcpy(&w, p, (size_t)n);
-        h = (h ^ w) * 0xC4CEB9FE1A85EC53ull;
-        return h ^ (h >> 29);
-    }
-    """
-    Py_ssize_t sink_find_end(const char *p, Py_ssize_t n, Py_ssize_t start) nogil
-    int sink_look(const char *p, Py_ssize_t n) nogil
-    uint64_t sink_mix(uint64_t h, const char *p, Py_ssize_t n) nogil
-    int SINK_BARE, SINK_LONG, SINK_DOTTED, SINK_NUL, SINK_EIGHT
+include "sink_scan.pxi"
 
 cdef Py_ssize_t MAX_LINE = 12288  # RFC 4954 §4: an AUTH line may be that long; all others are shorter
 cdef Py_ssize_t MAX_HELD = 1 << 20  # input kept while the script makes a connection wait; beyond that it is not read
@@ -136,480 +35,415 @@ cdef enum Flow:
     RUN, WAIT, HUNG, CLOSED, UPGRADE
 
 
-cdef inline uint32_t verb(char a, char b, char c, char d) noexcept nogil:
-    return (<uint32_t>(a & 0xDF)) | (<uint32_t>(b & 0xDF)) << 8 | (<uint32_t>(c & 0xDF)) << 16 | (<uint32_t>(d & 0xDF)) << 24
-
-
-cdef uint32_t MAIL = verb(c"M", c"A", c"I", c"L"), RCPT = verb(c"R", c"C", c"P", c"T"), V_DATA = verb(c"D", c"A", c"T", c"A")
-cdef uint32_t BDAT = verb(c"B", c"D", c"A", c"T"), EHLO = verb(c"E", c"H", c"L", c"O"), HELO = verb(c"H", c"E", c"L", c"O")
-cdef uint32_t RSET = verb(c"R", c"S", c"E", c"T"), NOOP = verb(c"N", c"O", c"O", c"P"), QUIT = verb(c"Q", c"U", c"I", c"T")
-cdef uint32_t VRFY = verb(c"V", c"R", c"F", c"Y"), EXPN = verb(c"E", c"X", c"P", c"N"), HELP = verb(c"H", c"E", c"L", c"P")
-cdef uint32_t STAR = verb(c"S", c"T", c"A", c"R"), AUTH = verb(c"A", c"U", c"T", c"H")
-
-
 cdef class SinkProtocol
 
 
-@cython.final
-cdef class DomainCount:
-    """What one recipient domain was answered: recipients accepted, deferred (4xx), refused (5xx), and lost to a script."""
-
-    cdef readonly str name
-    cdef readonly object answer
-    cdef readonly uint64_t accepted, deferred, refused, dropped
-
-    def __cinit__(self, str name, object answer):
-        self.name = name
-        self.answer = answer
+include "sink_state.pxi"
+include "sink_replies.pxi"
+include "sink_transaction.pxi"
 
 
 @cython.final
-@cython.freelist(64)
-cdef class Kept:
-    """One message the sink keeps: envelope, session and source. `at` is seconds since 1970."""
+cdef class SinkProtocol(Transaction):
+    """An asyncio protocol (duck-typed) that speaks SMTP as a server. The replies to one chunk of input leave in one write.
 
-    cdef readonly uint64_t number
-    cdef readonly bytes mail_from
-    cdef readonly list recipients
-    cdef readonly double at
-    cdef readonly object session
-    cdef readonly Py_ssize_t size
-    cdef public object summary
-    cdef bytes owner
-    cdef Py_ssize_t start
-    cdef bint stuffed
-
-    @property
-    def source(self) -> bytes:
-        """The message as its author meant it: CRLF lines, transparency dots removed (RFC 5321 §4.5.2)."""
-        cdef bytes raw = self.owner[self.start:self.start + self.size]
-        if not self.stuffed:
-            return raw
-        if raw.startswith(b"."):
-            raw = raw[1:]
-        return raw.replace(b"\r\n.", b"\r\n")
-
-
-@cython.final
-cdef class Session:
-    """What is known of one connection; shared by the messages that came over it."""
-
-    cdef readonly str client, helo, user, tls
-    cdef readonly bint extended
-
-    def __cinit__(self, str client, str helo, bint extended, str tls, str user):
-        self.client = client
-        self.helo = helo
-        self.extended = extended
-        self.tls = tls
-        self.user = user
-
-
-cdef class Sink:
-    """Options, counters, the ring of kept messages, the set of seen (Message-ID, recipient) and the accepted log.
-
-    `options` is a `bench.sink.SinkOptions`; `script` a `bench.sink_script.Script`; `loop` the running event loop;
-    `upgrade(protocol)` must start a TLS handshake and then call `protocol.secured(transport, description)` or `protocol.abandon()`;
-    `write_log(bytes)` takes lines of the accepted log.
+    Whatever way the input is cut, the same replies and the same messages come out.
     """
 
-    cdef readonly object options, script, loop
-    cdef object upgrade, write_log
-    cdef readonly uint64_t connections_total, connections_now, connections_max, connections_refused
-    cdef readonly uint64_t messages, recipients, bytes, accepted_lines
-    cdef readonly uint64_t deferred, refused, dropped, hung
-    cdef readonly uint64_t duplicates, duplicates_untracked, without_message_id
-    cdef readonly uint64_t bare_newlines, long_lines, nul_octets, undeclared_8bit, protocol_errors, reads
-    cdef readonly dict replies, domains
-    cdef readonly uint64_t tick
-    cdef set protocols
-    cdef DomainCount other
-    cdef bint pipelining, chunking, eightbit, smtputf8, size_on, starttls, auth_on, vrfy, allow_bare, require_auth, require_tls, track
-    cdef bint log_on, log_first, connection_rules, sender_rules, recipient_rules
-    cdef dict users
-    cdef Py_ssize_t max_connections, max_size, max_recipients, max_messages
-    cdef double delay
-    cdef list ring
-    cdef Py_ssize_t ring_size, ring_next, ring_bytes, ring_limit, ring_oldest
-    cdef uint64_t *seen
-    cdef uint64_t seen_size, seen_used, seen_limit
-    cdef char *log
-    cdef Py_ssize_t log_length, log_room
-    cdef uint64_t log_second
-    cdef char log_stamp[32]
-    cdef object delayed, delay_handle
-    cdef uint32_t *prefixes
-    cdef int prefix_count
+    def __init__(self, Sink sink not None):
+        self.sink = sink
+        self.client = self.helo = self.user = self.tls = ""
+        self.forget()
 
-    def __cinit__(self):
-        self.log_room = FLUSH_BYTES + 65536
-        self.log = <char *>malloc(self.log_room)
-        self.prefixes = <uint32_t *>calloc(512, sizeof(uint32_t))
-        if self.log == NULL or self.prefixes == NULL:
-            raise MemoryError()
+    # -- the event loop's side ------------------------------------------------------------------------------------------
 
-    def __dealloc__(self):
-        free(self.seen)
-        free(self.log)
-        free(self.prefixes)
+    def connection_made(self, transport) -> None:
+        cdef Sink sink = self.sink
+        self.transport = transport
+        self.active = sink.tick
+        sink.connections_total += 1
+        sink.connections_now += 1
+        sink.connections_max = max(sink.connections_max, sink.connections_now)
+        self.number = sink.connections_total
+        sink.protocols.add(self)
+        peer = transport.get_extra_info("peername")
+        self.client = "%s:%d" % (peer[0], peer[1]) if isinstance(peer, tuple) else "local"
+        described = transport.get_extra_info("ssl_object")
+        if described is not None:
+            self.tls = describe_tls(described)
+        if sink.connections_now > sink.max_connections:
+            sink.connections_refused += 1
+            self.say(b"421 4.3.2 Too many connections\r\n")
+            self.flush()
+            self.close()
+            return
+        cdef bytes banner = ("220 %s ESMTP Sluice sink\r\n" % sink.options.hostname).encode("ascii")
+        self.answer_connection("banner", banner)
+        self.flush()
 
-    def __init__(self, object options not None, object script not None, object loop not None, object upgrade, object write_log, tuple prefixes not None):
-        from collections import deque
+    def data_received(self, data) -> None:
+        cdef bytes chunk = data if type(data) is bytes else bytes(data)
+        cdef const char *p = PyBytes_AS_STRING(chunk)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(chunk), used
+        if self.flow == HUNG or self.flow == CLOSED or self.flow == UPGRADE:
+            return
+        self.active = self.sink.tick
+        self.sink.reads += 1
+        if self.held_length == 0 and self.flow == RUN:
+            used = self.run(p, n, chunk)
+            if used < n and (self.flow == RUN or self.flow == WAIT):
+                self.hold(p + used, n - used)
+        else:
+            self.hold(p, n)
+            if self.flow == RUN:
+                self.run_held()
+        self.flush()
+        if self.flow == WAIT and self.held_length > MAX_HELD:
+            self.transport.pause_reading()
 
-        self.options = options
-        self.script = script
-        self.loop = loop
-        self.upgrade = upgrade
-        self.write_log = write_log
-        self.log_on = write_log is not None
-        self.log_first = options.accepted_before_reply
-        self.pipelining = options.pipelining
-        self.chunking = options.chunking
-        self.eightbit = options.eightbitmime
-        self.smtputf8 = options.smtputf8
-        self.size_on = options.size
-        self.starttls = options.starttls
-        self.auth_on = options.auth
-        self.allow_bare = options.allow_bare_newlines
-        self.users = dict(options.users)
-        self.require_auth = bool(self.users)
-        self.require_tls = options.require_tls
-        self.track = options.track_duplicates
-        self.max_connections = options.max_connections
-        self.max_size = options.max_message_bytes
-        self.max_recipients = options.max_recipients
-        self.max_messages = options.max_messages_per_connection
-        self.delay = options.reply_delay_ms / 1000.0
-        self.seen_limit = options.max_tracked
-        self.ring_size = options.keep
-        self.ring_limit = options.keep_bytes
-        self.protocols = set()
-        self.delayed = deque()
-        cdef bytes prefix
-        for prefix in sorted(set(prefixes))[:512]:
-            self.prefixes[self.prefix_count] = key3(PyBytes_AS_STRING(prefix))
-            self.prefix_count += 1
-        self.rules_changed()
-        self.reset()
-
-    def rules_changed(self) -> None:
-        """To be called after `script.set_rules`: which stages have rules is kept here, so that most messages never ask."""
-        self.connection_rules = self.script.has_connection_rules
-        self.sender_rules = self.script.has_sender_rules
-        self.recipient_rules = self.script.has_recipient_rules
-
-    def reset(self) -> None:
-        """Every counter to zero; kept messages, seen duplicates and the script's memory forgotten. Open connections stay."""
-        self.connections_total = self.connections_max = self.connections_now
-        self.connections_refused = 0
-        self.messages = self.recipients = self.bytes = self.accepted_lines = 0
-        self.deferred = self.refused = self.dropped = self.hung = 0
-        self.duplicates = self.duplicates_untracked = self.without_message_id = 0
-        self.bare_newlines = self.long_lines = self.nul_octets = self.undeclared_8bit = self.protocol_errors = self.reads = 0
-        self.replies = {}
-        self.domains = {}
-        self.other = DomainCount("(other)", None)
-        free(self.seen)
-        self.seen = NULL
-        self.seen_size = self.seen_used = 0
-        self.script.forget()
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the kept messages; counters stay."""
-        self.ring = [None] * self.ring_size
-        self.ring_next = self.ring_bytes = self.ring_oldest = 0
-
-    def new_protocol(self) -> SinkProtocol:
-        """The factory for `loop.create_server`."""
-        return SinkProtocol(self)
-
-    def kept(self) -> list[Kept]:
-        """The kept messages, newest first."""
-        cdef Py_ssize_t i
-        cdef list found = []
-        for i in range(self.ring_next - 1, self.ring_oldest - 1, -1):
-            found.append(self.ring[i % self.ring_size])
-        return found
-
-    def find(self, uint64_t number) -> Kept | None:
-        """The kept message of that number, while it is still kept."""
-        cdef Kept one
-        for one in self.kept():
-            if one.number == number:
-                return one
+    def eof_received(self):
         return None
 
-    def open_protocols(self) -> list[SinkProtocol]:
-        """Every open connection, for shutdown and the idle sweep."""
-        return list(self.protocols)
+    def pause_writing(self) -> None:
+        # A client that does not read its replies is not read either, or they would pile up here.
+        if self.flow == RUN:
+            self.transport.pause_reading()
 
-    def sweep(self, uint64_t idle_ticks) -> int:
-        """One tick of the idle clock: close what was silent for `idle_ticks`; returns how many."""
-        cdef SinkProtocol one
-        cdef int closed = 0
-        self.tick += 1
-        for one in list(self.protocols):
-            if self.tick - one.active > idle_ticks:
-                one.say(b"421 4.4.2 Idle for too long\r\n")
-                one.flush()
-                one.close()
-                closed += 1
-        return closed
+    def resume_writing(self) -> None:
+        if self.flow == RUN:
+            self.transport.resume_reading()
 
-    def flush_log(self) -> None:
-        """Hand the buffered lines of the accepted log to `write_log`."""
-        if self.log_length:
-            lines = PyBytes_FromStringAndSize(self.log, self.log_length)
-            self.log_length = 0
-            self.write_log(lines)
+    def connection_lost(self, exc) -> None:
+        if self.transport is None:
+            return
+        self.transport = None
+        self.flow = CLOSED
+        self.sink.connections_now -= 1
+        self.sink.protocols.discard(self)
+        if self.slot_held:
+            self.sink.script.release(self.number)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.pieces = None
 
-    @property
-    def tracked(self) -> int:
-        """Entries in the set of seen (Message-ID, recipient)."""
-        return self.seen_used
+    def secured(self, transport, str description not None) -> None:
+        """The TLS handshake is done: go on over `transport`, knowing nothing of what was said before (RFC 3207 §4.2)."""
+        if self.transport is None:
+            transport.close()
+            return
+        self.transport = transport
+        self.tls = description
+        self.helo = self.user = ""
+        self.extended = False
+        self.session = None
+        self.forget()
+        self.state = COMMAND
+        self.flow = RUN
 
-    cdef DomainCount domain(self, bytes name):
-        cdef object found = self.domains.get(name)
-        if found is not None:
-            return <DomainCount>found
-        answer = self.script.token(name.partition(b".")[0])
-        if len(self.domains) < MAX_DOMAINS:
-            found = DomainCount(name.decode("utf-8", "replace"), answer)
-            self.domains[name] = found
-            return <DomainCount>found
-        if answer is None:
-            return self.other
-        return DomainCount("(other)", answer)
+    def abandon(self) -> None:
+        """The TLS handshake failed: the connection is over."""
+        if self.transport is not None:
+            self.transport.abort()
+            self.connection_lost(None)
 
-    cdef bint is_token(self, const char *p) noexcept:
-        cdef uint32_t key = key3(p)
-        cdef int low = 0, high = self.prefix_count, middle
-        while low < high:
-            middle = (low + high) >> 1
-            if self.prefixes[middle] < key:
-                low = middle + 1
-            else:
-                high = middle
-        return low < self.prefix_count and self.prefixes[low] == key
+    def goodbye(self, bytes text not None) -> None:
+        """Say why (a complete 421) and close."""
+        if self.transport is not None:
+            self.say(text)
+            self.flush()
+            self.close()
 
-    cdef int remember(self, uint64_t h) except -1:
-        """1 if the hash was seen before, else 0; it is remembered unless the table may not grow any more."""
-        cdef uint64_t i, j, size
-        cdef uint64_t *grown
-        if h == 0:
-            h = 1
-        if self.seen_used * 2 >= self.seen_size and self.seen_used < self.seen_limit:
-            size = self.seen_size * 2 if self.seen_size else 65536
-            grown = <uint64_t *>calloc(size, 8)
+    def next_piece(self) -> None:
+        """Send one piece of a slow answer; after the last go on with the input that came meanwhile (called by the loop)."""
+        self.timer = None
+        if self.transport is None or self.flow != WAIT:
+            return
+        self.active = self.sink.tick
+        if self.transport.get_write_buffer_size() < 1 << 20:
+            self.transport.write(self.pieces.pop())
+        if self.pieces:
+            self.timer = self.sink.loop.call_later(0.001, self.next_piece)
+            return
+        self.pieces = None
+        self.flow = RUN
+        if self.state == CHUNK and self.chunk_left == 0:
+            self.end_chunk(b"", 0, None)
+        if self.held_length:
+            self.run_held()
+        self.flush()
+        if self.flow == RUN and self.transport is not None:
+            self.transport.resume_reading()
+
+    # -- input ------------------------------------------------------------------------------------------------------------
+
+    cdef int hold(self, const char *p, Py_ssize_t n) except -1:
+        cdef Py_ssize_t room
+        cdef char *grown
+        if self.held_length + n > self.held_room:
+            room = max(self.held_room * 2, self.held_length + n, 4096)
+            grown = <char *>realloc(self.held, room)
             if grown == NULL:
                 raise MemoryError()
-            for i in range(self.seen_size):
-                if self.seen[i]:
-                    j = self.seen[i] & (size - 1)
-                    while grown[j]:
-                        j = (j + 1) & (size - 1)
-                    grown[j] = self.seen[i]
-            free(self.seen)
-            self.seen = grown
-            self.seen_size = size
-        if self.seen_size == 0:
-            self.duplicates_untracked += 1
-            return 0
-        i = h & (self.seen_size - 1)
-        while self.seen[i]:
-            if self.seen[i] == h:
-                return 1
-            i = (i + 1) & (self.seen_size - 1)
-        if self.seen_used >= self.seen_limit:
-            self.duplicates_untracked += 1
-            return 0
-        self.seen[i] = h
-        self.seen_used += 1
+            self.held = grown
+            self.held_room = room
+        memcpy(self.held + self.held_length, p, n)
+        self.held_length += n
         return 0
 
-    cdef int log_line(self, const char *mid, Py_ssize_t mid_length, bytes recipient, timespec *now) except -1:
-        """One JSON line. Plain ASCII is copied, all else goes through the json module."""
-        cdef Py_ssize_t n = PyBytes_GET_SIZE(recipient)
-        cdef uint64_t micro = <uint64_t>now.tv_nsec // 1000
-        cdef char *at
-        cdef int i
-        if <uint64_t>now.tv_sec != self.log_second:
-            self.log_second = <uint64_t>now.tv_sec
-            from datetime import UTC, datetime
+    cdef int run_held(self) except -1:
+        cdef Py_ssize_t used = self.run(self.held, self.held_length, None)
+        self.held_length -= used
+        if self.held_length:
+            memmove(self.held, self.held + used, self.held_length)
+        elif self.held_room > 1 << 18:
+            free(self.held)
+            self.held = NULL
+            self.held_room = 0
+        return 0
 
-            stamp = datetime.fromtimestamp(now.tv_sec, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
-            memcpy(self.log_stamp, PyBytes_AS_STRING(stamp), 19)
-        if n + mid_length > 32768 or not plain(mid, mid_length) or not plain(PyBytes_AS_STRING(recipient), n):
-            names = [text.decode("utf-8", "replace") for text in (mid[:mid_length], recipient)]
-            stamp = (self.log_stamp[:19]).decode() + ".%06dZ" % micro
-            line = json.dumps({"message_id": names[0], "recipient": names[1], "at": stamp}).encode() + b"\n"
-            self.flush_log()
-            self.write_log(line)
+    cdef Py_ssize_t run(self, const char *p, Py_ssize_t n, bytes owner) except -1:
+        """Take what is complete off the front of `p`; returns how many octets were used. `owner` is the object `p` lies in, if any."""
+        cdef Py_ssize_t pos = 0, end
+        cdef const char *newline
+        while pos < n and self.flow == RUN:
+            if self.state == DATA:
+                if self.scripted is not None and not self.body_begun and self.begin_body():
+                    continue
+                end = sink_find_end(p + pos, n - pos, self.scanned)
+                if end == -1:
+                    if n - pos > self.sink.max_size + 5:
+                        self.too_big = True
+                        self.scanned = 1  # not 0: what is left is not the start of the content
+                        return n - 4
+                    self.scanned = max(0, n - pos - 4)
+                    if self.too_big:
+                        self.scanned = max(self.scanned, 1)
+                    return pos
+                if end == -2:
+                    self.finish(p + pos, 0, owner)
+                    pos += 3
+                else:
+                    self.finish(p + pos, end + 2, owner)
+                    pos += end + 5
+            elif self.state == CHUNK:
+                if self.chunk_reply is not None:
+                    end = <Py_ssize_t>min(<uint64_t>(n - pos), self.chunk_left)
+                    self.chunk_left -= end
+                    pos += end
+                    if self.chunk_left == 0:
+                        self.end_chunk(NULL, 0, None)
+                else:
+                    if self.scripted is not None and not self.body_begun and self.begin_body():
+                        continue
+                    if <uint64_t>(n - pos) < self.chunk_left:
+                        return pos
+                    end = <Py_ssize_t>self.chunk_left
+                    self.end_chunk(p + pos, end, owner)
+                    pos += end
+            else:
+                newline = <const char *>memchr(p + pos, c"\n", n - pos)
+                if newline == NULL:
+                    if n - pos > MAX_LINE or self.state == SKIP_LINE:
+                        self.state = SKIP_LINE
+                        return n
+                    return pos
+                end = newline - p
+                if self.state == SKIP_LINE or end - pos > MAX_LINE:
+                    self.state = COMMAND
+                    self.complain(b"500 5.5.6 Line too long\r\n")
+                elif end == pos or (newline - 1)[0] != c"\r" or not clean(p + pos, end - 1 - pos):
+                    self.state = COMMAND
+                    self.complain(b"500 5.5.2 A command line ends in CRLF and holds no bare CR, bare LF or NUL\r\n")
+                elif self.state == AUTH_LINE:
+                    self.auth_line(p[pos:end - 1])
+                else:
+                    self.command(p + pos, end - 1 - pos)
+                pos = end + 1
+                if self.flow == UPGRADE:
+                    return n  # RFC 3207 §4.2: what was sent in clear behind STARTTLS is never looked at
+            if pos < n and not self.sink.pipelining and self.flow == RUN and self.state != CHUNK:
+                self.complain(b"503 5.5.0 Commands sent ahead of their replies, PIPELINING was not offered\r\n")
+                self.flush()
+                self.close()
+        return n if self.flow == HUNG or self.flow == CLOSED else pos
+
+    cdef int command(self, const char *p, Py_ssize_t n) except -1:
+        cdef uint32_t what = verb(p[0], p[1], p[2], p[3]) if n >= 4 else 0
+        cdef bint alone = n == 4
+        if what == MAIL and n > 10 and same(p + 4, b" from:", 6):
+            self.on_mail(p + 10, p + n)
+        elif what == RCPT and n > 8 and same(p + 4, b" to:", 4):
+            self.on_rcpt(p + 8, p + n)
+        elif what == V_DATA and alone:
+            self.on_data()
+        elif what == BDAT and self.sink.chunking and n > 5 and p[4] == c" ":
+            self.on_bdat(p[5:n])
+        elif what == MAIL or what == RCPT:
+            self.complain(b"501 5.5.4 Syntax: MAIL FROM:<address> or RCPT TO:<address>\r\n")
+        elif what == EHLO or what == HELO:
+            self.on_hello(p[4:n], what == EHLO)
+        elif what == RSET and alone:
+            self.forget()
+            self.say(b"250 2.0.0 Ok\r\n")
+        elif what == NOOP and (alone or p[4] == c" "):
+            self.say(b"250 2.0.0 Ok\r\n")
+        elif what == QUIT and alone:
+            self.say(b"221 2.0.0 Bye\r\n")
+            self.flush()
+            self.close()
+        elif what == VRFY and n > 5 and p[4] == c" ":
+            self.say(b"252 2.5.0 Send some mail, the sink takes what its script allows\r\n")
+        elif what == EXPN:
+            self.refuse(b"502 5.5.1 EXPN is not offered\r\n", None)
+        elif what == HELP and (alone or p[4] == c" "):
+            self.say(b"214 2.0.0 Scripted answers: see docs/sink.md\r\n")
+        elif what == STAR and n == 8 and same(p, b"starttls", 8) and self.sink.starttls:
+            self.on_starttls()
+        elif what == AUTH and n > 5 and p[4] == c" " and self.sink.auth_on:
+            self.on_auth(p[5:n])
+        elif what == verb(c"P", c"O", c"S", c"T") or (n > 4 and same(p, b"get /", 5)):
+            # A browser that was lured here (RFC 5321 §7.2 of old, cross-protocol requests): nothing behind it may be read.
+            self.complain(b"554 5.5.0 This is SMTP, not HTTP\r\n")
+            self.flush()
+            self.close()
         else:
-            at = self.log + self.log_length
-            at = put(at, b'{"message_id":"', 15)
-            at = put(at, mid, mid_length)
-            at = put(at, b'","recipient":"', 15)
-            at = put(at, PyBytes_AS_STRING(recipient), n)
-            at = put(at, b'","at":"', 8)
-            at = put(at, self.log_stamp, 19)
-            at[0] = c"."
-            for i in range(6, 0, -1):
-                at[i] = <char>(48 + micro % 10)
-                micro //= 10
-            at += 7
-            at = put(at, b'Z"}\n', 4)
-            self.log_length = at - self.log
-            if self.log_length > FLUSH_BYTES:
-                self.flush_log()
-        self.accepted_lines += 1
+            self.complain(b"500 5.5.2 Unknown command or wrong arguments\r\n")
         return 0
 
-    cdef int keep(self, SinkProtocol s, const char *p, Py_ssize_t n, bytes owner, bint stuffed, timespec *now) except -1:
-        cdef Kept one, old
-        if self.ring_size == 0 or n > self.ring_limit:
+    cdef int on_hello(self, bytes name, bint extended) except -1:
+        cdef Sink sink = self.sink
+        cdef bytes who = name.strip()
+        if not who or len(who) > 255 or name[:1] != b" ":
+            self.complain(b"501 5.5.4 Syntax: EHLO name\r\n")
             return 0
-        one = Kept.__new__(Kept)
-        one.number = self.messages
-        one.mail_from = s.mail_from
-        one.recipients = s.recipients
-        one.at = <double>now.tv_sec + <double>now.tv_nsec * 1e-9
-        one.session = s.session
-        one.size = n
-        one.stuffed = stuffed
-        # The chunk itself is kept where the message fills it; a small message must not hold a large chunk in memory.
-        if owner is not None and PyBytes_GET_SIZE(owner) <= 2 * n:
-            one.owner = owner
-            one.start = p - PyBytes_AS_STRING(owner)
+        self.forget()
+        self.helo = who.decode("utf-8", "replace")
+        self.extended = extended
+        self.session = None
+        hostname = sink.options.hostname
+        lines = [hostname + " at your service"]
+        if extended:
+            if sink.pipelining:
+                lines.append("PIPELINING")
+            if sink.size_on:
+                lines.append("SIZE %d" % sink.max_size)
+            if sink.starttls and not self.tls:
+                lines.append("STARTTLS")
+            if sink.auth_on and not self.user and (self.tls or not sink.options.auth_needs_tls):
+                lines.append("AUTH PLAIN LOGIN")
+            if sink.options.enhancedstatuscodes:
+                lines.append("ENHANCEDSTATUSCODES")
+            if sink.eightbit:
+                lines.append("8BITMIME")
+            if sink.smtputf8:
+                lines.append("SMTPUTF8")
+            if sink.chunking:
+                lines.append("CHUNKING")
+        last = lines.pop()
+        text = "".join(["250-%s\r\n" % line for line in lines]) + "250 %s\r\n" % last
+        self.answer_connection("ehlo", text.encode("ascii"))
+        return 0
+
+    cdef int on_starttls(self) except -1:
+        if self.tls:
+            self.complain(b"503 5.5.1 TLS is on already\r\n")
+            return 0
+        self.answer_connection("starttls", b"220 2.0.0 Ready to start TLS\r\n")
+        if self.flow != RUN or not self.reply_was_good():
+            return 0
+        answer = self.sink.script.for_connection("handshake", self.number) if self.sink.connection_rules else None
+        self.flush()
+        if answer is not None and answer.action == "garbage":
+            self.say(b"This is no TLS record, not even close\r\n" * 4)
+            self.flush()
+            self.flow = HUNG
+            return 0
+        if answer is not None and answer.action in ("drop", "reset", "hang", "stall"):
+            self.play(answer, b"", "handshake", None)
+            return 0
+        self.flow = UPGRADE
+        self.transport.pause_reading()
+        self.sink.upgrade(self)
+        return 0
+
+    cdef bint reply_was_good(self) noexcept:
+        """Is the last thing in the output a 2xx, so that the handshake may follow? (A scripted 454 is not.)"""
+        return self.out_length > 0 and self.out[0] != c"4" and self.out[0] != c"5" or self.out_length == 0
+
+    # -- AUTH (RFC 4954; PLAIN RFC 4616, LOGIN as everybody does it) -----------------------------------------------------------
+
+    cdef int on_auth(self, bytes text) except -1:
+        cdef list words = text.split()
+        mechanism = words[0].upper() if words else b""
+        if self.helo == "" or not self.extended:
+            self.complain(b"503 5.5.1 Send EHLO first\r\n")
+        elif self.user:
+            self.complain(b"503 5.5.1 Already authenticated\r\n")
+        elif self.mail_from is not None:
+            self.complain(b"503 5.5.1 Not inside a transaction\r\n")
+        elif self.sink.options.auth_needs_tls and not self.tls:
+            self.refuse(b"538 5.7.11 Encryption required for authentication\r\n", None)
+        elif mechanism == b"PLAIN" and len(words) <= 2:
+            self.auth_step = "plain"
+            self.auth_ask(words, b"334 \r\n")
+        elif mechanism == b"LOGIN" and len(words) <= 2:
+            self.auth_step = "user"
+            self.auth_ask(words, b"334 VXNlcm5hbWU6\r\n")
         else:
-            one.owner = PyBytes_FromStringAndSize(p, n)
-            one.start = 0
-        while self.ring_next - self.ring_oldest >= self.ring_size or (self.ring_oldest < self.ring_next and self.ring_bytes + n > self.ring_limit):
-            old = <Kept>self.ring[self.ring_oldest % self.ring_size]
-            self.ring_bytes -= old.size
-            self.ring[self.ring_oldest % self.ring_size] = None
-            self.ring_oldest += 1
-        self.ring[self.ring_next % self.ring_size] = one
-        self.ring_next += 1
-        self.ring_bytes += n
+            self.complain(b"504 5.5.4 Mechanisms are PLAIN and LOGIN\r\n")
         return 0
 
-    cdef int accept(self, SinkProtocol s, const char *p, Py_ssize_t n, bytes owner, int looks, bint stuffed) except -1:
-        """Count, remember, log and keep one message for all its recipients."""
-        cdef const char *mid = NULL
-        cdef Py_ssize_t mid_length = 0, i
-        cdef bytes recipient
-        cdef timespec now
-        cdef uint64_t h
-        clock_gettime(CLOCK_REALTIME, &now)
-        find_message_id(p, n, &mid, &mid_length)
-        self.messages += 1
-        self.bytes += n
-        if mid_length == 0:
-            self.without_message_id += 1
-        if looks & SINK_LONG:
-            self.long_lines += 1
-        if looks & SINK_EIGHT and not s.declared_8bit:
-            self.undeclared_8bit += 1
-        for i in range(len(s.recipients)):
-            recipient = <bytes>s.recipients[i]
-            self.recipients += 1
-            (<DomainCount>s.counts[i]).accepted += 1
-            if self.track and mid_length:
-                h = sink_mix(sink_mix(0x5153494E4B, mid, mid_length), PyBytes_AS_STRING(recipient), PyBytes_GET_SIZE(recipient))
-                self.duplicates += self.remember(h)
-            if self.log_on:
-                self.log_line(mid, mid_length, recipient, &now)
-        self.keep(s, p, n, owner, stuffed, &now)
+    cdef int auth_ask(self, list words, bytes prompt) except -1:
+        if len(words) == 2:
+            self.auth_line(words[1])
+        else:
+            self.state = AUTH_LINE
+            self.say(prompt)
         return 0
 
-    cdef int send_later(self, SinkProtocol s, object what) except -1:
-        """With a reply delay: one queue and one timer for all connections, since every answer waits equally long."""
-        self.delayed.append((monotonic() + self.delay, s, what))
-        if self.delay_handle is None:
-            self.delay_handle = self.loop.call_later(self.delay, self.send_due)
-        return 0
-
-    def send_due(self) -> None:
-        """Write what has waited long enough (called by the loop)."""
-        cdef SinkProtocol s
-        cdef double limit = monotonic() + 0.0005
-        self.delay_handle = None
-        while self.delayed and self.delayed[0][0] <= limit:
-            _, s, what = self.delayed.popleft()
-            s.deliver(what)
-        if self.delayed:
-            self.delay_handle = self.loop.call_later(max(0.0, self.delayed[0][0] - monotonic()), self.send_due)
-
-
-cdef inline uint32_t key3(const char *p) noexcept nogil:
-    cdef uint32_t a = <unsigned char>p[0], b = <unsigned char>p[1], c = <unsigned char>p[2]
-    # Fold case of letters only: 0x20 on A-Z; the digits and '-' already carry that bit.
-    return ((a | 0x20) << 16) | ((b | 0x20) << 8) | (c | 0x20)
-
-
-cdef inline char *put(char *to, const char *p, Py_ssize_t n) noexcept nogil:
-    memcpy(to, p, n)
-    return to + n
-
-
-cdef bint plain(const char *p, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef unsigned char c
-    for i in range(n):
-        c = <unsigned char>p[i]
-        if c < 32 or c > 126 or c == c'"' or c == c"\\":
-            return False
-    return True
-
-
-cdef int find_message_id(const char *p, Py_ssize_t n, const char **found, Py_ssize_t *length) noexcept nogil:
-    """The trimmed value of the first Message-ID field of the header block (RFC 5322 §3.6.4), folded or not."""
-    cdef Py_ssize_t i = 0, j
-    cdef const char *line
-    cdef const char *end
-    while i < n:
-        line = p + i
-        end = <const char *>memchr(line, c"\n", n - i)
-        if end == NULL:
-            end = p + n
-        if end - line <= 1:
+    cdef int auth_line(self, bytes line) except -1:
+        self.state = COMMAND
+        if line == b"*":
+            self.refuse(b"501 5.7.0 Authentication cancelled\r\n", None)
             return 0
-        if (line[0] | 0x20) == c"m" and end - line > 11 and (line[8] | 0x20) == c"i" and same(line, b"message-id:", 11):
-            line += 11
-            if end < p + n - 1 and (end[1] == c" " or end[1] == c"\t"):
-                # A folded Message-ID stands alone on its second line; take that line when the first holds nothing.
-                j = 0
-                while line + j < end and (line[j] == c" " or line[j] == c"\t" or line[j] == c"\r"):
-                    j += 1
-                if line + j == end:
-                    line = end + 1
-                    end = <const char *>memchr(line, c"\n", p + n - line)
-                    if end == NULL:
-                        end = p + n
-            while line < end and (line[0] == c" " or line[0] == c"\t"):
-                line += 1
-            while end > line and ((end - 1)[0] == c" " or (end - 1)[0] == c"\t" or (end - 1)[0] == c"\r"):
-                end -= 1
-            found[0] = line
-            length[0] = end - line
-            return 1
-        i = end - p + 1
-    return 0
+        try:
+            plain_text = b"" if line == b"=" else base64.b64decode(line, validate=True)
+        except binascii.Error:
+            self.complain(b"501 5.5.2 Not base64\r\n")
+            return 0
+        if self.auth_step == "user":
+            self.auth_user = plain_text
+            self.auth_step = "password"
+            self.state = AUTH_LINE
+            self.say(b"334 UGFzc3dvcmQ6\r\n")
+            return 0
+        if self.auth_step == "plain":
+            parts = plain_text.split(b"\0")
+            if len(parts) != 3:
+                self.complain(b"501 5.5.2 PLAIN is identity NUL user NUL password\r\n")
+                return 0
+            self.auth_user, password = parts[1], parts[2]
+        else:
+            password = plain_text
+        cdef dict users = self.sink.users
+        answer = self.sink.script.for_connection("auth", self.number) if self.sink.connection_rules else None
+        name = self.auth_user.decode("utf-8", "replace")
+        known = not users or hmac.compare_digest(users.get(name, "\0").encode(), password)
+        if answer is not None:
+            if known and not refusal(answer):
+                self.user = name
+            self.play(answer, b"235 2.7.0 Welcome\r\n", "auth", None)
+        elif known and name:
+            self.user = name
+            self.session = None
+            self.say(b"235 2.7.0 Welcome\r\n")
+        else:
+            self.complain(b"535 5.7.8 Wrong user or password\r\n")
+        return 0
 
 
-cdef bint same(const char *p, const char *low, int n) noexcept nogil:
-    """Does `p` begin with the lower-case ASCII text `low`, in any case?"""
-    cdef int i
-    cdef char c
-    for i in range(n):
-        c = p[i]
-        if c"A" <= c <= c"Z":
-            c = c | 0x20
-        if c != low[i]:
-            return False
-    return True
-
-
-include "sink_connection.pxi"
+def describe_tls(ssl_object) -> str:
+    """`TLSv1.3 TLS_AES_256_GCM_SHA384` of an ssl object."""
+    cipher = ssl_object.cipher()
+    return "%s %s" % (ssl_object.version(), cipher[0] if cipher else "")

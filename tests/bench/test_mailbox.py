@@ -147,7 +147,7 @@ def test_a_body_beyond_the_limit_is_refused(sink):
         "From: =?utf-8?q?=FF=FE?= <a@b>, ,,@\r\nTo: undisclosed:;\r\nSubject: =?x?y?z?=\r\n\r\nx\r\n",
         "Subject: \udcff\udcfe\r\n\r\nx\r\n",
         'Message-ID: <a@[b]>>>\r\nDate: never\r\nReply-To: [\r\nTo: "\r\nFrom: a b c <<\r\n\r\nx\r\n',
-        'Content-Disposition: attachment; filename="../../x"\r\nContent-Type: application/pdf; name="%s"\r\n\r\nx\r\n' % HOSTILE,
+        f'Content-Disposition: attachment; filename="../../x"\r\nContent-Type: application/pdf; name="{HOSTILE}"\r\n\r\nx\r\n',
         "X: y\r\n" * 5000 + "\r\nx\r\n",
     ],
 )

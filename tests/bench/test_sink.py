@@ -68,7 +68,8 @@ def test_replies_to_one_segment_leave_in_one_segment(sink):
 
 SESSION = (
     "EHLO c.example\r\n" + GROUP + MESSAGE + ".\r\nMAIL FROM:<>\r\nRCPT TO:<bounce@y.example>\r\nRCPT TO:<q@y.example>\r\n"
-    "BDAT 7\r\nA: b\r\n\rBDAT 4 LAST\r\n\nx\r\nNOOP\r\nMAIL FROM:<s@x>\r\nRCPT TO:<t@y>\r\nDATA\r\n.\r\nRSET\r\nnonsense\r\nBDAT 0 LAST\r\nQUIT\r\n"
+    "BDAT 7\r\nA: b\r\n\rBDAT 4 LAST\r\n\nx\r\nNOOP\r\n"
+    "MAIL FROM:<s@x>\r\nRCPT TO:<t@y>\r\nDATA\r\n.\r\nRSET\r\nnonsense\r\nBDAT 0 LAST\r\nQUIT\r\n"
 ).encode()
 
 
