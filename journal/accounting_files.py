@@ -142,7 +142,9 @@ class AccountingFiles:
         for name, size in found.files:
             # A consumer may have taken a finished file away; that is its right
             with contextlib.suppress(FileNotFoundError):
-                if Path(name).stat().st_size > size:
+                if size == 0 and name != found.files[-1][0]:
+                    Path(name).unlink()
+                elif Path(name).stat().st_size > size:
                     os.truncate(name, size)
         self._file = ""
         if found.files:
@@ -163,7 +165,7 @@ class AccountingFiles:
             while start < len(lines):
                 if self._fd < 0 or self._day != self._today():
                     self._new_file()
-                room = self._max_size_bytes - self._size
+                room = self._max_size_bytes - max(self._size, len(HEADER))
                 end = len(lines) if len(lines) - start <= room else lines.rfind(b"\n", start, start + max(room, 0)) + 1
                 if end <= start:
                     if self._size > len(HEADER):

@@ -124,15 +124,22 @@ class Ledger:
         while self._cursor < until:
             blocks: list[tuple[bytes, Position]] = []
             taken = 0
-            while taken < MOST_BYTES_PER_TRANSACTION and (block := self._reader.read(until=until)):
-                self._reader.advance()
-                blocks.append((block, self._reader.cursor))
-                taken += len(block)
+            damage: JournalError | None = None
+            try:
+                while taken < MOST_BYTES_PER_TRANSACTION and (block := self._reader.read(until=until)):
+                    self._reader.advance()
+                    blocks.append((block, self._reader.cursor))
+                    taken += len(block)
+            except JournalError as error:
+                damage = error  # outcomes that stand before it are as true as ever: first they are carried over
+            if blocks:
+                await self._carry(blocks)
+                self.carried_bytes += taken
+            if damage is not None:
+                raise damage
             if not blocks:
                 self._cursor = self._reader.cursor
                 break
-            await self._carry(blocks)
-            self.carried_bytes += taken
         self._wake_waiting()
 
     async def _carry(self, blocks: list[tuple[bytes, Position]]) -> None:

@@ -28,7 +28,7 @@ async def running(ledger: Ledger) -> AsyncIterator[None]:
 
 
 def make(directory: Path, **options: int) -> Journal:
-    return Journal(directory, engine_id="node.1.1", readers=("ledger",), **options)  # type: ignore[arg-type]
+    return Journal(directory, engine_id="node.1.1", readers=("ledger",), **options)
 
 
 async def test_outcomes_reach_postgresql_and_flush_through_says_when(pool: Pool, tmp_path: Path):
