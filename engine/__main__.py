@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from config import load
@@ -22,7 +23,11 @@ def main() -> int:
         config = os.environ.get("SLUICE_CONFIG")
         settings = load.load(Path(config) if config else None)
         with embedded.resolve(settings.database.url, settings.redis.url, load.state_directory(settings)) as backends:
-            settings = load.with_backends(settings, backends.database_url, backends.redis_url)
+            settings = msgspec.structs.replace(
+                settings,
+                database=msgspec.structs.replace(settings.database, url=backends.database_url),
+                redis=msgspec.structs.replace(settings.redis, url=backends.redis_url),
+            )
 
             async def run() -> None:
                 await Engine(settings, arguments.slot).run()

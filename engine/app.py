@@ -11,7 +11,6 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 import redis.asyncio
@@ -68,7 +67,7 @@ class Engine:
         self._pool = await postgres.open_pool(settings.database.url, settings.database.pool_size, settings.database.command_timeout_seconds)
         self._redis = batch_queue.connect(settings.redis.url, settings.redis.timeout_seconds)
         self._keyring = load_keyring(settings)
-        journal_root = load.journal_directory(settings)
+        journal_root = load.journal_root(settings)
         self._journal = Journal(
             journal_root / self.id,
             engine_id=self.id,
@@ -101,7 +100,7 @@ class Engine:
             metrics.serve(settings.engine.metrics_port + self.slot, self.turn, self.paths)
         await self._heartbeat()
         await self._follow_egress()
-        self._start("journal fsync", self._journal.run())
+        self._journal.start()
         self._start("ledger", self._ledger.run())
         self._start("accounting files", accounting.run())
         self._start("intake", self.intake.run())
@@ -122,7 +121,9 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._journal.close()
+        await self._journal.stop()
+        caught_up = self._ledger.cursor == self._journal.position
+        self._journal.close(remove=caught_up)
         with contextlib.suppress(*STORE_ERRORS):
             await engines.stopped(self._pool, self.id)
             await self._redis.delete(redis_keys.engine_status(self.id))
@@ -218,12 +219,12 @@ class Engine:
         await self._redis.set(redis_keys.engine_status(self.id), msgspec.json.encode(self.status.heartbeat()), ex=_STATUS_LIFETIME_SECONDS)
 
     async def _adopt(self) -> None:
-        for dead in await recovery.adopt(load.journal_directory(self.settings), self.id, self._pool, load.accounting_path(self.settings)):
+        for dead in await recovery.adopt(load.journal_root(self.settings), self.id, self._pool, load.accounting_path(self.settings)):
             log.warning("took over the journal of a dead engine", engine=dead)
             self.feeder.wake()
 
     async def _deadlines(self) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         for path in self.paths.values():
             path.check_deadlines(now)
 
@@ -259,7 +260,3 @@ class Engine:
         for path in self.paths.values():
             await path.stop()
 
-
-def journal_root(settings: Settings) -> Path:
-    """Where the journals of this node's processes are."""
-    return load.journal_directory(settings)

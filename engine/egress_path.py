@@ -60,7 +60,7 @@ class EgressPath:
         self._connecting: set[asyncio.Task[None]] = set()
         self._batches: tuple[deque[HeldBatch], ...] = tuple(deque() for _ in PRIORITY_CLASSES)
         self._turn_index = 0
-        self.held = 0
+        self.held = 0  # batches leased for this path and not settled; kept by intake
         self.ready = 0
         self.draining = False
         self.failures = 0
@@ -105,7 +105,6 @@ class EgressPath:
     def add(self, held: HeldBatch) -> None:
         """Put a leased batch in line."""
         self._batches[PRIORITY_CLASSES.index(held.campaign.priority_class)].append(held)
-        self.held += 1
         self.ready += held.ready
         self.wake()
 

@@ -15,6 +15,7 @@ from domain import states
 from domain.campaign import Batch
 from store import batch_queue, feed
 from store.feed import ActiveCampaign, Announcement
+from store.postgres import Connection
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,7 @@ class Feeder:
                 log.warning("feeder lost PostgreSQL, trying again", reason=str(error))
             await asyncio.sleep(1.0)
 
-    async def _lead(self, conn: asyncpg.Connection) -> None:
+    async def _lead(self, conn: Connection) -> None:
         while not await feed.try_to_lead(conn):
             self.trouble = ""
             await asyncio.sleep(1.0)
@@ -82,7 +83,7 @@ class Feeder:
             except TimeoutError:
                 continue
 
-    async def _tick(self, conn: asyncpg.Connection, campaigns: list[ActiveCampaign]) -> None:
+    async def _tick(self, conn: Connection, campaigns: list[ActiveCampaign]) -> None:
         now = time.monotonic()
         slow = now >= self._slow_at
         retries = now >= self._retries_at
@@ -126,7 +127,7 @@ class Feeder:
             await conn.close(timeout=5)
             self.wake()
 
-    async def _look_for_lost(self, conn: asyncpg.Connection, campaigns: list[ActiveCampaign]) -> None:
+    async def _look_for_lost(self, conn: Connection, campaigns: list[ActiveCampaign]) -> None:
         wiped = await batch_queue.was_wiped(self._redis)
         lengths: dict[tuple[int, str], int] = {}
         for campaign in campaigns:
@@ -141,7 +142,7 @@ class Feeder:
         if wiped:
             await batch_queue.mark(self._redis)
 
-    async def _announce(self, conn: asyncpg.Connection, running: list[ActiveCampaign]) -> None:
+    async def _announce(self, conn: Connection, running: list[ActiveCampaign]) -> None:
         queues: dict[tuple[int, str], list[ActiveCampaign]] = {}
         for campaign in running:
             queues.setdefault((campaign.delivery_server_id, campaign.mail_class), []).append(campaign)
@@ -158,7 +159,7 @@ class Feeder:
                 if batches and not queued:
                     await batch_queue.publish_change(self._redis, "queue")
 
-    async def _pack(self, conn: asyncpg.Connection, campaign: ActiveCampaign, announcement: Announcement) -> Batch:
+    async def _pack(self, conn: Connection, campaign: ActiveCampaign, announcement: Announcement) -> Batch:
         positions, recipients = await feed.recipients_of(conn, announcement)
         return Batch(
             campaign.id,

@@ -23,6 +23,7 @@ from journal.ledger import Ledger
 from journal.segments import Journal
 from store import batch_queue, engines, leases
 from store.batch_queue import RedisError
+from store.postgres import Pool
 from store.redis_keys import PRIORITY_CLASSES
 
 log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ class Intake:
     """The batches one engine holds."""
 
     def __init__(
-        self, engine_id: str, pool: asyncpg.Pool, client: redis.asyncio.Redis, paths: dict[int, EgressPath], ledger: Ledger, journal: Journal,
+        self, engine_id: str, pool: Pool, client: redis.asyncio.Redis, paths: dict[int, EgressPath], ledger: Ledger, journal: Journal,
         keyring: Keyring, public_url: str, held_batches: int, lease_seconds: float,
     ) -> None:  # fmt: skip
         self.held: dict[tuple[int, int], HeldBatch] = {}

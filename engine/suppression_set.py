@@ -4,11 +4,10 @@ PostgreSQL is the truth; the set is loaded at start and follows what changed, at
 every second anyway. While PostgreSQL is away the set as last known is used.
 """
 
-import asyncpg
-
 from domain import address
 from store import engines
 from store.engines import SuppressionChange
+from store.postgres import Pool
 
 
 class SuppressionSet:
@@ -29,7 +28,7 @@ class SuppressionSet:
         else:
             scope.add(change.email_key)
 
-    async def refresh(self, pool: asyncpg.Pool) -> None:
+    async def refresh(self, pool: Pool) -> None:
         """Read what changed since the last time; the first time, everything."""
         self._horizon = await engines.suppression_changes(pool, self._horizon, self.apply)
 

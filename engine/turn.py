@@ -20,7 +20,7 @@ from engine import disposition, retry
 from engine.egress_path import EgressPath, Facts
 from engine.held import HeldBatch
 from engine.suppression_set import SuppressionSet, is_suppressed
-from ext.journal_record import pack_intent, pack_outcome
+from ext.journal_record import pack_intent, pack_outcome, pack_withdrawal
 from ext.smtp_session import STAGE_CONTENT, Message, Outcome, SmtpSession
 from journal.segments import Journal
 
@@ -138,6 +138,7 @@ class Turn:
             if len(messages) < allowed:
                 path.bucket.give_back(allowed - len(messages))
             start = 0
+            starved = False
             for session, room in zip(sessions, rooms, strict=True):
                 if room:
                     share = messages[start : start + room]
@@ -146,8 +147,9 @@ class Turn:
                         self._submit(path, session, share)
                     if len(share) < room:
                         path.wait_for_work(session)
-            if path.ready < 500:
-                path.wake()
+                        starved = True
+            if starved:
+                path.wake()  # it knows when the throttle lets the next message go, or when there is work again
 
     def _compose(self, path: EgressPath, held: HeldBatch, indexes: list[int], into: list[Message]) -> None:
         batch, campaign = held.batch, held.campaign
@@ -221,6 +223,7 @@ class Turn:
         if what.connection == "close":
             session.quit()
         if what.recipient == disposition.REQUEUED:
+            self._withdraw(path, session, held, index)
             path.returned(held, index)
             return
         self.messages += 1
@@ -265,6 +268,16 @@ class Turn:
                 int(batch.first_attempt_at * 1e6) or self._now_us, due_at, len(message.wire), email, message.mail_from.decode(),
                 status, diagnostic, category, facts.mta, facts.source_ip, facts.destination_ip, facts.esmtp,
                 email[email.rfind("@") + 1 :] + facts.queue_suffix,
+            )
+        )  # fmt: skip
+
+    def _withdraw(self, path: EgressPath, session: SmtpSession, held: HeldBatch, index: int) -> None:
+        """Take an intent back: the message certainly did not leave whole, so after a crash it is not in doubt."""
+        batch = held.batch
+        self._journal.append(
+            pack_withdrawal(
+                batch.campaign_id, batch.batch, batch.recipients[index].number, batch.positions[index], batch.attempt, held.epoch,
+                session.connection_id, path.server.id, self._now_us,
             )
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Drives one SmtpProtocol from the callbacks of a transport, TCP or TLS. No asyncio object per message."""
 
 from asyncio import BaseTransport, Transport
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 from ext.smtp_protocol import Message as Message
 from ext.smtp_protocol import Outcome as Outcome
@@ -39,9 +39,9 @@ class SmtpSession:
     @property
     def turn(self) -> _Turn: ...
     @property
-    def owner(self) -> object: ...
+    def owner(self) -> Any: ...
     @property
-    def facts(self) -> object: ...
+    def facts(self) -> Any: ...
     @property
     def connection_id(self) -> int: ...
     @property

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import asyncpg
 import msgspec
 
 from domain.campaign import CampaignContent
 from domain.egress import DeliveryServer, DeliveryServerLimits, EgressConfig
+from store.postgres import Pool
 
 _ALIVE_SECONDS = 10  # an engine not seen for longer has no share of the limits
 
@@ -20,14 +20,14 @@ class SuppressionChange(msgspec.Struct, frozen=True):
     removed: bool
 
 
-async def register(pool: asyncpg.Pool, engine_id: str, node: str, pid: int, journal_directory: str) -> None:
+async def register(pool: Pool, engine_id: str, node: str, pid: int, journal_directory: str) -> None:
     """Enter this engine in the table of engines."""
     await pool.execute(
         "insert into engines (id, node, pid, journal_directory) values ($1, $2, $3, $4)", engine_id, node, pid, journal_directory
     )
 
 
-async def seen(pool: asyncpg.Pool, engine_id: str) -> tuple[int, int]:
+async def seen(pool: Pool, engine_id: str) -> tuple[int, int]:
     """Say that this engine lives. Returns (its rank, how many engines live), which is how limits are shared."""
     rows = await pool.fetch(
         "with me as (update engines set seen_at = now() where id = $1) "
@@ -39,17 +39,17 @@ async def seen(pool: asyncpg.Pool, engine_id: str) -> tuple[int, int]:
     return (ids.index(engine_id), len(ids)) if engine_id in ids else (0, max(1, len(ids)))
 
 
-async def stopped(pool: asyncpg.Pool, engine_id: str) -> None:
+async def stopped(pool: Pool, engine_id: str) -> None:
     """Say that this engine has ended in order."""
     await pool.execute("update engines set stopped_at = now() where id = $1", engine_id)
 
 
-async def egress_version(pool: asyncpg.Pool) -> int:
+async def egress_version(pool: Pool) -> int:
     """The number that every change of a delivery server raises."""
     return int(await pool.fetchval("select version from egress_version"))
 
 
-async def egress_config(pool: asyncpg.Pool) -> EgressConfig:
+async def egress_config(pool: Pool) -> EgressConfig:
     """Every delivery server, and the version they stand at."""
     async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
         version = await conn.fetchval("select version from egress_version")
@@ -66,13 +66,13 @@ async def egress_config(pool: asyncpg.Pool) -> EgressConfig:
     return EgressConfig(version, servers)
 
 
-async def campaign_versions(pool: asyncpg.Pool, campaign_ids: list[int]) -> dict[int, tuple[str, int]]:
+async def campaign_versions(pool: Pool, campaign_ids: list[int]) -> dict[int, tuple[str, int]]:
     """State and content version of each campaign."""
     rows = await pool.fetch("select id, state, version from campaigns where id = any($1)", campaign_ids)
     return {row["id"]: (row["state"], row["version"]) for row in rows}
 
 
-async def campaign_content(pool: asyncpg.Pool, campaign_id: int) -> tuple[CampaignContent, str] | None:
+async def campaign_content(pool: Pool, campaign_id: int) -> tuple[CampaignContent, str] | None:
     """What a campaign says, and its priority class; None if there is no such campaign."""
     row = await pool.fetchrow(
         "select c.id, c.version, c.user_id, c.list_id, c.name, c.subject, c.from_name, c.from_email, c.reply_to, c.html, c.text, "
@@ -88,7 +88,7 @@ async def campaign_content(pool: asyncpg.Pool, campaign_id: int) -> tuple[Campai
     return CampaignContent(**fields), mail_class
 
 
-async def suppression_changes(pool: asyncpg.Pool, since: int, apply: Callable[[SuppressionChange], None]) -> int:
+async def suppression_changes(pool: Pool, since: int, apply: Callable[[SuppressionChange], None]) -> int:
     """Hand every suppression changed by a transaction not older than `since` (0: all) to `apply`; returns where to go on from.
 
     A row is found even when its transaction commits after a younger one: `since` is the xmin of a snapshot, below which

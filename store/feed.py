@@ -7,12 +7,12 @@ is the one step queued -> pending, and announcing is the one way out of it.
 
 from datetime import datetime
 
-import asyncpg
 import msgspec
 from asyncpg import BitString
 
 from domain import states
 from domain.campaign import Recipient
+from store.postgres import Connection, PooledConnection
 
 FEEDER_LOCK = 0x51C1CE01  # pg advisory lock: who holds it is the feeder
 _PREPARE_TIMEOUT_SECONDS = 3600.0
@@ -43,12 +43,12 @@ class Announcement(msgspec.Struct, frozen=True):
     done: BitString
 
 
-async def try_to_lead(conn: asyncpg.Connection) -> bool:
+async def try_to_lead(conn: Connection | PooledConnection) -> bool:
     """Become the feeder, for as long as `conn` lives. False: another engine is."""
     return bool(await conn.fetchval("select pg_try_advisory_lock($1)", FEEDER_LOCK))
 
 
-async def active_campaigns(conn: asyncpg.Connection) -> list[ActiveCampaign]:
+async def active_campaigns(conn: Connection | PooledConnection) -> list[ActiveCampaign]:
     """Every campaign that is not a draft and not finished, oldest first."""
     rows = await conn.fetch(
         "select id, state, delivery_server_id, mail_class, prepared_at is not null as prepared from campaigns "
@@ -57,7 +57,7 @@ async def active_campaigns(conn: asyncpg.Connection) -> list[ActiveCampaign]:
     return [ActiveCampaign(*row) for row in rows]
 
 
-async def prepare(conn: asyncpg.Connection, campaign_id: int, batch_recipients: int) -> int:
+async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_recipients: int) -> int:
     """Number the recipients of a started campaign and cut them into batches, in one transaction. Returns their number.
 
     The partitions are filled before they are attached: the parents are locked for a moment only, and the indexes are built
@@ -108,7 +108,7 @@ async def prepare(conn: asyncpg.Connection, campaign_id: int, batch_recipients: 
     return count
 
 
-async def announce(conn: asyncpg.Connection, campaign_id: int, limit: int) -> list[Announcement]:
+async def announce(conn: Connection | PooledConnection, campaign_id: int, limit: int) -> list[Announcement]:
     """Mark up to `limit` pending batches of a running campaign as announced, lowest first, and return them for pushing."""
     rows = await conn.fetch(
         "update batches b set state = 'queued', queued_at = coalesce(b.queued_at, now()), announced_at = now() "
@@ -122,7 +122,7 @@ async def announce(conn: asyncpg.Connection, campaign_id: int, limit: int) -> li
     return sorted((Announcement(*row) for row in rows), key=lambda announcement: announcement.batch)
 
 
-async def recipients_of(conn: asyncpg.Connection, announcement: Announcement) -> tuple[list[int], list[Recipient]]:
+async def recipients_of(conn: Connection | PooledConnection, announcement: Announcement) -> tuple[list[int], list[Recipient]]:
     """Read the recipients of a batch that have no outcome yet, each with its position in the progress bitmap."""
     if announcement.numbers is None:
         rows = await conn.fetch(
@@ -151,7 +151,7 @@ async def recipients_of(conn: asyncpg.Connection, announcement: Announcement) ->
     return positions, recipients
 
 
-async def call_back_ended_leases(conn: asyncpg.Connection, campaign_id: int) -> int:
+async def call_back_ended_leases(conn: Connection | PooledConnection, campaign_id: int) -> int:
     """Make batches pending again whose lease has ended without being extended: their engine is gone or cut off."""
     done = await conn.execute(
         "update batches set state = 'pending', owner = null, lease_until = null "
@@ -161,7 +161,7 @@ async def call_back_ended_leases(conn: asyncpg.Connection, campaign_id: int) -> 
     return int(done.rpartition(" ")[2])
 
 
-async def call_back_announced(conn: asyncpg.Connection, campaign_id: int, older_than_seconds: float) -> int:
+async def call_back_announced(conn: Connection | PooledConnection, campaign_id: int, older_than_seconds: float) -> int:
     """Make batches pending again that were announced but never leased: Redis lost them, or an engine died with them in hand."""
     done = await conn.execute(
         "update batches set state = 'pending' where campaign_id = $1 and state = 'queued' and owner is null "
@@ -172,7 +172,7 @@ async def call_back_announced(conn: asyncpg.Connection, campaign_id: int, older_
     return int(done.rpartition(" ")[2])
 
 
-async def batch_due_retries(conn: asyncpg.Connection, campaign_id: int, batch_recipients: int) -> int:
+async def batch_due_retries(conn: Connection | PooledConnection, campaign_id: int, batch_recipients: int) -> int:
     """Move deferred recipients whose time has come into new pending batches, one per attempt number. Returns how many."""
     async with conn.transaction():
         rows = await conn.fetch(
@@ -205,7 +205,7 @@ async def batch_due_retries(conn: asyncpg.Connection, campaign_id: int, batch_re
         return len(rows)
 
 
-async def cancel_some(conn: asyncpg.Connection, campaign_id: int) -> bool:
+async def cancel_some(conn: Connection | PooledConnection, campaign_id: int) -> bool:
     """Record as cancelled what nobody holds a lease on, some batches at a time. True: there may be more.
 
     The recipients of leased batches follow when their engine has handed the batch back or its lease has ended.
@@ -255,7 +255,7 @@ async def cancel_some(conn: asyncpg.Connection, campaign_id: int) -> bool:
         return len(numbers) == _CANCEL_BATCHES_AT_ONCE
 
 
-async def finish(conn: asyncpg.Connection, campaign: ActiveCampaign) -> bool:
+async def finish(conn: Connection | PooledConnection, campaign: ActiveCampaign) -> bool:
     """End a campaign that has nothing left: running becomes completed, cancelling becomes cancelled."""
     following = states.COMPLETED if campaign.state == states.RUNNING else states.CANCELLED
     done = await conn.execute(

@@ -4,13 +4,14 @@ Redis only announces batches and may hand one out twice; the row here is granted
 Times of this file are PostgreSQL's own clock; a holder counts on its monotonic clock from before it asked (R4).
 """
 
-import asyncpg
 from asyncpg import BitString
+
+from store.postgres import Pool
 
 Key = tuple[int, int]  # (campaign_id, batch)
 
 
-async def grant(pool: asyncpg.Pool, owner: str, keys: list[Key], seconds: float) -> dict[Key, tuple[int, BitString]]:
+async def grant(pool: Pool, owner: str, keys: list[Key], seconds: float) -> dict[Key, tuple[int, BitString]]:
     """Ask for leases on `keys`. Returns (epoch, progress bitmap) of those granted.
 
     Not granted: leased to somebody, already settled, or the campaign is not running.
@@ -29,7 +30,7 @@ async def grant(pool: asyncpg.Pool, owner: str, keys: list[Key], seconds: float)
     return {(row[0], row[1]): (row[2], row[3]) for row in rows}
 
 
-async def extend(pool: asyncpg.Pool, owner: str, keys: list[Key], seconds: float) -> set[Key]:
+async def extend(pool: Pool, owner: str, keys: list[Key], seconds: float) -> set[Key]:
     """Extend every lease `owner` holds among `keys`, in one statement. Returns those still held; the others are lost."""
     rows = await pool.fetch(
         "update batches b set lease_until = now() + make_interval(secs => $4) "
@@ -44,7 +45,7 @@ async def extend(pool: asyncpg.Pool, owner: str, keys: list[Key], seconds: float
     return {(row[0], row[1]) for row in rows}
 
 
-async def hand_back(pool: asyncpg.Pool, owner: str, keys: list[Key]) -> None:
+async def hand_back(pool: Pool, owner: str, keys: list[Key]) -> None:
     """Give up leases: the batches become pending again. Call only when the ledger holds every outcome of theirs."""
     await pool.execute(
         "update batches b set state = 'pending', owner = null, lease_until = null "
