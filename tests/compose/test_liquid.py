@@ -127,8 +127,6 @@ FILTERS = st.sampled_from(
         "| size",
         "| first",
         "| join: ','",
-    ]
-    + [
         "| split: 'a'",
         "| round",
         "| plus: 1",
@@ -139,8 +137,6 @@ FILTERS = st.sampled_from(
         "| strip",
         "| url_encode",
         "| strip_html",
-    ]
-    + [
         "| newline_to_br",
         "| sort",
         "| uniq",
