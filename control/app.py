@@ -18,7 +18,7 @@ from config.keys import Keyring
 from config.settings import Settings
 from control import campaigns, delivery_servers, health, imports, lists, reports, suppressions, users
 from control.asgi import App, Message, Receive, Scope, Send
-from control.bodies import Bodies
+from control.bodies import Bodies, strict_types
 from control.console.routes import console_router
 from control.errors import HANDLERS
 from control.guards import Authentication, Authenticator, Caller, caller_of
@@ -122,6 +122,7 @@ def _litestar(services: Services) -> Litestar:
             "services": Provide(provide_services, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),
         },
+        guards=[strict_types],
         exception_handlers=HANDLERS,
         lifespan=[lifespan],
         openapi_config=openapi_config(),

@@ -9,8 +9,12 @@ import json
 import re
 from typing import Any, Final
 
+import msgspec
+from litestar.connection import ASGIConnection
+from litestar.handlers.base import BaseRouteHandler
+
 from control.asgi import App, Message, Receive, Scope, Send
-from control.errors import FieldError, problem, send_problem
+from control.errors import FieldError, field_error, problem, send_problem
 from domain.errors import Invalid
 
 BODY_TIMEOUT_SECONDS: Final = 30.0
@@ -83,6 +87,25 @@ class Bodies:
                 raise too_large
             if not message["more_body"]:
                 return b"".join(pieces)
+
+
+def strict_types(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard on every route: a body must have the very types of its Struct. The framework itself would read "7" as 7.
+
+    Raises Invalid naming the field.
+    """
+    field = handler.parsed_data_field
+    body = connection.scope["state"].get("body")
+    if field is None or body is None:
+        return
+    try:
+        msgspec.json.decode(body, type=field.annotation)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        found = field_error(place.rstrip("`").lstrip("."), message)
+        raise Invalid(found.field, found.reason) from None
+    except msgspec.MsgspecError as error:
+        raise Invalid("body", f"is not valid JSON: {error}"[:300]) from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

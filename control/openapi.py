@@ -1,6 +1,8 @@
 """How the API describes itself: the OpenAPI document, and the page at /docs that shows it without asking any other host."""
 
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,19 @@ def openapi_config() -> OpenAPIConfig:
             Tag("health", "For load balancers and operators"),
         ],
     )
+
+
+def main() -> None:
+    """`python -m control.openapi`: the document on standard output, as it is kept in docs/openapi.json."""
+    from config.keys import Keyring
+    from config.settings import Settings
+    from control.app import create_app
+
+    stores: Any = None  # describing the routes asks nothing of a store
+    app = create_app(stores, stores, Keyring(bytes(32)), Settings())
+    text = json.dumps(finished(app.litestar.openapi_schema.to_schema()), indent=1, sort_keys=True, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
