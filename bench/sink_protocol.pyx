@@ -1,3 +1,5 @@
+# cython: overflowcheck=False
+# The check of the debug build takes the difference of two pointers for an integer and does not compile cleanly.
 """The SMTP side of the sink: one `SinkProtocol` per connection, one `Sink` with everything they share.
 
 Made to cost little: input is parsed where the event loop left it, a message that lies whole in one chunk is never copied,

@@ -347,7 +347,7 @@ cdef class Sink:
         self, bytes sender, list recipients, list counts, Session session, const char *p, Py_ssize_t n, bytes owner, int looks, bint stuffed
     ) except -1:
         """Count, remember, log and keep one message for all its recipients; `counts` are their domains."""
-        cdef const char *mid = NULL
+        cdef const char *mid = p  # never NULL: it is copied even where it is empty
         cdef Py_ssize_t mid_length = 0, i
         cdef bytes recipient
         cdef timespec now
