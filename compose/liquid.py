@@ -45,7 +45,6 @@ class _Template(BoundTemplate):
 class _Environment(Environment):
     at: Token | None = None  # the tag entered last: where an error is that knows no place of its own
     template_class = _Template
-    output_stream_limit = ops.OUTPUT_LIMIT
     block_nesting_limit = 30
 
 

@@ -6,7 +6,8 @@ it is, to be rendered by python-liquid on the same scope, with its loops and blo
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from io import StringIO
+from typing import Any, TextIO
 
 from liquid import Environment, RenderContext
 from liquid.ast import BlockNode, Node
@@ -27,6 +28,7 @@ from liquid.builtin.tags.liquid_tag import LiquidNode
 from liquid.builtin.tags.tablerow_tag import TablerowNode
 from liquid.builtin.tags.unless_tag import UnlessNode
 from liquid.expression import Expression
+from liquid.output import LimitedStringIO
 from liquid.stringify import to_liquid_string
 from liquid.template import BoundTemplate
 from liquid.utils import ReadOnlyChainMap
@@ -69,6 +71,11 @@ class Context(RenderContext):
             return ops.guard(function(left, *arguments, **named))
 
         return bounded
+
+    def get_buffer(self, buf: TextIO | None = None) -> StringIO:
+        """A buffer of bounded size that leaves line ends as they are, which python-liquid's bounded one does not."""
+        carry = buf.size if isinstance(buf, LimitedStringIO) else 0
+        return LimitedStringIO(limit=ops.OUTPUT_LIMIT - carry, newline="\n")
 
     def raise_for_loop_limit(self, length: int = 1) -> None:
         """Count the passes of a loop before they are made."""

@@ -133,7 +133,9 @@ def test_the_headers_of_a_message():
     assert message["mime-version"] == "1.0"
     assert message["list-unsubscribe-post"] == "List-Unsubscribe=One-Click"
     assert message["list-id"] == "Garden friends <list-5.user-3.bounce.garden.example>"
-    https, mailto = re.fullmatch(r"<(https://[^<>\s]+)>, <mailto:([^<>\s?]+)\?subject=unsubscribe>", message["list-unsubscribe"]).groups()
+    uris = re.fullmatch(r"<(https://[^<>\s]+)>, <mailto:([^<>\s?]+)\?subject=unsubscribe>", message["list-unsubscribe"])
+    assert uris is not None
+    https, mailto = uris.groups()
     assert https == unsubscribe
     assert links.read(KEYRING.derive("unsubscribe"), https.removeprefix("https://go.garden.example/u/")) == (3, 7, 1)
     whose = return_path.ReturnPath(3, 7, 1, int(COMPOSED_AT // 86400))
@@ -142,7 +144,7 @@ def test_the_headers_of_a_message():
     assert return_path.read(KEYRING.derive("return-path"), "b-" + message["x-fblid"]) == whose
     assert mail_from.endswith(b"@bounce.garden.example")
     for name in message:
-        assert len(message.get_all(name)) == 1, "B4: a header stands once"
+        assert len(message.get_all(name, [])) == 1, "B4: a header stands once"
 
 
 def test_no_uri_is_folded_inside():
@@ -158,7 +160,7 @@ def test_the_same_input_gives_the_same_octets_in_every_attempt_and_process_order
     assert other.build(RECIPIENTS, composed_at=COMPOSED_AT, attempt=4) == first
     assert [other.build([to], composed_at=COMPOSED_AT, attempt=2)[0] for to in reversed(RECIPIENTS)][::-1] == first
     later = other.build(RECIPIENTS, composed_at=COMPOSED_AT + 86400, attempt=5)
-    ids = [[parsed(answer[2])["message-id"] for answer in answers] for answers in (first, later)]
+    ids = [[parsed(answer[2])["message-id"] for answer in answers if not isinstance(answer, Invalid)] for answers in (first, later)]
     assert ids[0] == ids[1], "R7: composed again on another day, the Message-ID stays"
     assert len(set(ids[0])) == len(RECIPIENTS)
     assert all(re.fullmatch(r"<[a-z2-7]{26,}@bounce\.garden\.example>", each) for each in ids[0])
@@ -198,7 +200,8 @@ MERGED = [
 @pytest.mark.parametrize("value", MERGED, ids=ascii)
 @pytest.mark.parametrize("field", ["subject", "from_name"])
 def test_merge_data_that_could_break_a_header_is_refused_never_cleaned(field, value):
-    compiled = campaign(**{field: "Dear {{ subscriber.nick }}", "text": "hi", "html": ""})
+    changes: dict[str, Any] = {"text": "hi", "html": "", field: "Dear {{ subscriber.nick }}"}
+    compiled = campaign(**changes)
     error = refusal(compiled, recipient(2, nick=value))
     assert error.field == field
     assert error.reason.startswith("bad merge data: ")

@@ -1,0 +1,107 @@
+"""compose.tags: merge tags with percent signs mean what they meant (requirements 48-64), and other percent signs are text."""
+
+from typing import Any
+
+import pytest
+
+from domain.errors import Invalid
+from tests.compose.test_campaign import campaign, one, parsed, recipient, refusal, said
+
+
+def text_of(template: str, **fields: Any) -> str:
+    return said(parsed(one(campaign(text=template, html="", subject="s"), recipient(5, **fields))[2])).removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("%User:ID%", "3"),
+        ("%User:UserID%", "3"),
+        ("%User:EmailAddress%", ""),
+        ("%UserGroup:ID%", ""),
+        ("%UserGroup:HashedUserGroupID%", ""),
+        ("%Campaign:ID%", "7"),
+        ("%Campaign:CampaignID%", "7"),
+        ("%Campaign:CampaignName%", "Spring & sea"),
+        ("%List:ID%", "5"),
+        ("%List:ListID%", "5"),
+        ("%Subscriber:ID%", "1005"),
+        ("%Subscriber:SubscriberID%", "1005"),
+        ("%Subscriber:EmailAddress%", "ann@shore.example"),
+        ("%Subscriber:FirstName%", "Ann"),
+        ("%subscriber:first_name%", "Ann"),
+        ("%SUBSCRIBER:FIRSTNAME%", "Ann"),
+        ("%Subscriber:LastName%", ""),
+        ("%Subscriber:Nothing%", ""),
+        ("%Subscriber:SubscriptionIP%", ""),
+        ("%Subscriber:SubscriptionDate%", "2024-01-02"),
+        ("%Weather:Today%", ""),
+        ("%sender_domain%", "garden.example"),
+        ("%Sender_Domain%", "garden.example"),
+    ],
+)
+def test_a_tag_yields_its_value_or_nothing(tag, value):
+    fields = {"first_name": "Ann", "Subscription_Date": "2024-01-02", "nothing": None}
+    assert text_of(f"[{tag}|{tag}]", **fields) == f"[{value}|{value}]"
+
+
+@pytest.mark.parametrize("kind", ["User:HashedUserID", "Campaign:HashedCampaignID", "List:HashedListID", "Subscriber:HashedSubscriberID"])
+def test_a_hashed_id_is_short_and_always_the_same(kind):
+    first = text_of(f"%{kind}%")
+    assert len(first) == 16
+    assert set(first) <= set("0123456789abcdef")
+    assert text_of(f"%{kind}%") == first
+
+
+def test_hashed_ids_differ_between_kinds_and_recipients():
+    compiled = campaign(text="%Subscriber:HashedSubscriberID%", html="", subject="s")
+    assert len({said(parsed(one(compiled, recipient(number))[2])) for number in range(20)}) == 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'width="100%"',
+        "https://a.example/%20b%3Ac%E2%80%A6",
+        "100% sure: 50% of it",
+        "% Subscriber:X %",
+        "%:x%",
+        "%a%",
+        "%AB:cd%20",
+        "50%:x%",
+        "%Subscriber%",
+        "%%",
+        "a%b:c%d",
+    ],
+)
+def test_other_percent_signs_are_text(text):
+    assert text_of(text) == text
+
+
+def test_a_value_is_escaped_in_html_and_checked_in_the_subject():
+    compiled = campaign(html="<b>%Subscriber:Nick%</b>", text="%Subscriber:Nick%", subject="Hi %Subscriber:Nick%")
+    message = parsed(one(compiled, recipient(2, nick="<&>"))[2])
+    assert message["subject"] == "Hi <&>"
+    assert said(message.get_body(("html",))) == "<b>&lt;&amp;&gt;</b>"
+    assert said(message.get_body(("plain",))) == "<&>"
+    assert refusal(compiled, recipient(2, nick="a\r\nb")).field == "subject"
+
+
+def test_tags_work_inside_and_beside_the_tags_of_liquid():
+    template = "{% if true %}%Subscriber:City%{% endif %}{% capture x %}(%Subscriber:City%){% endcapture %}{{ x }}{{ x }}"
+    template += "{% tablerow i in (1..2) cols:2 %}%Campaign:ID%{% endtablerow %}{% ifchanged %}%sender_domain%{% endifchanged %}"
+    out = text_of(template, city="Ürb")
+    assert out.startswith("Ürb(Ürb)(Ürb)")
+    assert '<td class="col1">7</td><td class="col2">7</td>' in out
+    assert out.endswith("garden.example")
+
+
+def test_a_field_is_found_for_each_recipient_anew():
+    compiled = campaign(text="[%Subscriber:FirstName%]", html="", subject="s")
+    rows: list[dict[str, Any]] = [{"first_name": "a"}, {"FirstName": "b"}, {}, {"FIRST_NAME": "c", "x": 1}, {"first_name": "d"}]
+    assert [said(parsed(one(compiled, recipient(2, **row))[2])) for row in rows] == ["[a]\n", "[b]\n", "[]\n", "[c]\n", "[d]\n"]
+
+
+def test_a_tag_in_the_subject_of_the_campaign_is_checked_when_it_is_saved():
+    with pytest.raises(Invalid, match="subject"):
+        campaign(subject="%Subscriber:Nick%\nx")
