@@ -122,7 +122,8 @@ def check_config(file: str | None, as_json: bool) -> None:
             say(f"sluice: {problem}")
         sys.exit(FAILED)
     if as_json:
-        cli_base.write_json({"ok": True, "file": str(path or ""), "problems": [], "warnings": warnings})
+        state = str(load.state_directory(settings))
+        cli_base.write_json({"ok": True, "file": str(path or ""), "problems": [], "warnings": warnings, "state_directory": state})
         return
     for warning in warnings:
         say(f"warning: {warning}")

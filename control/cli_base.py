@@ -33,6 +33,8 @@ FAILED: Final = 1  # it ran, and the answer is no: audit not clean, check failed
 USAGE: Final = 2  # it could not run: wrong arguments, refused settings, a store that does not answer
 INTERRUPTED: Final = 130
 
+_OTHERS_SECONDS: Final = 600.0
+
 EPILOG: Final = (
     "Exit codes: 0 = ok; 1 = it ran and the answer is no (audit not clean, check failed, not allowed in this state); "
     "2 = it could not run (arguments, settings, a store or port that is not available)."
@@ -161,7 +163,8 @@ def _box() -> Any:
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
     """Names and values, one pair a line."""
-    listed = [(name, show(value)) for name, value in pairs]
+    # Numbers that are names are not grouped: 18025 is a port, not a count
+    listed = [(name, str(value) if name in ("port", "id") or name.endswith("_id") else show(value)) for name, value in pairs]
     width = max((len(name) for name, _ in listed), default=0)
     for name, value in listed:
         click.echo(f"{name:<{width}}  {value}")
@@ -179,6 +182,8 @@ def show(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.1f}"
+    if isinstance(value, tuple | list):
+        return ", ".join(f"{item:g}" if isinstance(item, float) else show(item) for item in value)
     if isinstance(value, datetime):
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return "".join(character if character.isprintable() else " " for character in str(value))
@@ -250,8 +255,9 @@ def with_stores(work: "Callable[[Stores], Awaitable[_T]]") -> _T:
     from store import embedded, migrate
 
     settings = load_settings()
+    state = state_directory(settings)
     # Private servers are children of the thread that starts them, so this happens here and not inside the event loop.
-    with embedded.resolve(settings.database.url, settings.redis.url, state_directory(settings)) as backends:
+    with embedded.resolve(settings.database.url, settings.redis.url, state) as backends, _in_use(state, owner=backends.owned):
 
         async def opened() -> _T:
             await migrate.apply(backends.database_url)
@@ -259,6 +265,29 @@ def with_stores(work: "Callable[[Stores], Awaitable[_T]]") -> _T:
                 return await work(stores)
 
         return asyncio.run(opened())
+
+
+@contextlib.contextmanager
+def _in_use(state: Path, *, owner: bool) -> Iterator[None]:
+    """Private servers end with the command that started them: that one waits here for others that attached meanwhile."""
+    import fcntl
+    import time
+
+    try:
+        lock = (state / "commands.lock").open("a")
+    except OSError:  # no state directory: the stores are elsewhere
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+        deadline = time.monotonic() + _OTHERS_SECONDS
+        while owner and time.monotonic() < deadline:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.05)
 
 
 @contextlib.asynccontextmanager

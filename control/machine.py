@@ -1,12 +1,19 @@
 """One machine: which processes it runs, with which environment, in which order they stop. `sluice up` and `sluice demo` share it."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from config.settings import Settings
 from control.supervise import Child
+from domain.errors import Unavailable
+from store import embedded
+
+_OWNER_SECONDS: Final = 60.0
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,6 +69,28 @@ def children(settings: Settings, *, engines: int, sink: tuple[str, ...] | None =
     if sink is not None:
         made.append(Child(name="sink", argv=python("bench.sink", *sink), ready="sink ready", stop_order=2))
     return made
+
+
+@contextlib.contextmanager
+def own_stores(settings: Settings, state: Path) -> Iterator[embedded.Backends]:
+    """The stores of the settings; embedded ones are run by this process, for as long as the block lasts.
+
+    A short command (`sluice status`) may be running them at this moment and would take them away when it ends, so it is waited
+    for. Raises Unavailable when somebody keeps them, and what `embedded.resolve` raises.
+    """
+    private = "embedded:" in (settings.database.url, settings.redis.url)
+    deadline = time.monotonic() + _OWNER_SECONDS
+    while True:
+        with embedded.resolve(settings.database.url, settings.redis.url, state) as backends:
+            if backends.owned or not private:
+                yield backends
+                return
+            chosen = backends.chosen
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"another process keeps running the stores in {state} ({chosen}); stop it, or set another node.state_directory"
+            )
+        time.sleep(0.1)
 
 
 def ports(settings: Settings) -> dict[str, tuple[str, int]]:

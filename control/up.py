@@ -16,8 +16,8 @@ def main(settings: Settings, config: Path | None, *, engines: int | None, log_fi
     """Run until SIGTERM or SIGINT. Raises ConfigurationError (a port is taken), Unavailable (a store), ChildFailed (a process)."""
     check_ports(machine.ports(settings))
     state = state_directory(settings)
-    # Private servers are children of the thread that starts them, so this happens here and not inside the event loop.
-    with embedded.resolve(settings.database.url, settings.redis.url, state) as backends:
+    # Private servers are children of the thread that starts them: this happens here and not inside the event loop.
+    with machine.own_stores(settings, state) as backends:
         say(f"stores: {backends.chosen}")
         asyncio.run(
             _run(settings, config, backends, engines=machine.engine_count(settings, engines), log=state / "log" if log_files else None)

@@ -153,7 +153,9 @@ def test_a_key_is_shown_once_listed_without_its_secret_and_revoked(sluice: Sluic
 def test_check_config_names_file_key_and_reason_and_fails(sluice: Sluice, tmp_path: Path) -> None:
     good = tmp_path / "good.toml"
     good.write_text("[engine]\nprocesses = 2\n")
-    assert answer(sluice("check-config", "good.toml", "--json")) == {"ok": True, "file": "good.toml", "problems": [], "warnings": []}
+    assert answer(sluice("check-config", "good.toml", "--json")) == {
+        "ok": True, "file": "good.toml", "problems": [], "warnings": [], "state_directory": str(tmp_path / "state"),
+    }  # fmt: skip
     bad = tmp_path / "bad.toml"
     bad.write_text("[engine]\nprocesess = 2\n")
     done = sluice("check-config", "bad.toml")
