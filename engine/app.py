@@ -259,4 +259,3 @@ class Engine:
             log.warning("batches could not be handed back; their leases will end by themselves", reason=str(error))
         for path in self.paths.values():
             await path.stop()
-

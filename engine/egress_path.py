@@ -248,8 +248,10 @@ class EgressPath:
                     self._turn.ready(session)
                 self._waiting.clear()
             self._wake.clear()
+            # not wait_for: on Python 3.11 it loses a cancellation that comes together with the event
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.002, min(plan.look_again_at - now, 3600.0)))
+                async with asyncio.timeout(max(0.002, min(plan.look_again_at - now, 3600.0))):
+                    await self._wake.wait()
 
     async def _connect(self) -> None:
         server = self.server

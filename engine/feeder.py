@@ -5,6 +5,7 @@ dead feeder is replaced within a second. Whatever it does can be repeated: an an
 """
 
 import asyncio
+import contextlib
 import time
 
 import asyncpg
@@ -78,10 +79,9 @@ class Feeder:
             except batch_queue.RedisError as error:
                 self.trouble = f"feeder: Redis: {type(error).__name__}: {error}"
                 await asyncio.sleep(0.5)
-            try:
-                await asyncio.wait_for(self._wake.wait(), _TICK_SECONDS if campaigns else _IDLE_TICK_SECONDS)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS if campaigns else _IDLE_TICK_SECONDS):
+                    await self._wake.wait()
 
     async def _tick(self, conn: Connection, campaigns: list[ActiveCampaign]) -> None:
         now = time.monotonic()

@@ -5,7 +5,6 @@ alive, and hands batches back when their campaign pauses or this engine drains.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
 
 import asyncpg
 import redis.asyncio
@@ -82,7 +81,8 @@ class Intake:
                 self.trouble = f"cannot lease batches: {type(error).__name__}: {error}"
             if not took:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _POLL_SECONDS if not self.trouble else 1.0)
+                    async with asyncio.timeout(_POLL_SECONDS if not self.trouble else 1.0):
+                        await self._wake.wait()
 
     async def _lease_some(self) -> bool:
         taken: list[Batch] = []
@@ -191,12 +191,3 @@ class Intake:
         await leases.hand_back(self._pool, self._engine_id, [held.key for held in unwanted])
         for held in unwanted:
             self.settled(held)
-
-    async def every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-        """Do `work` every `seconds`; a store that is away is waited for, not given up on."""
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                await work()
-            except STORE_ERRORS as error:
-                self.trouble = f"{getattr(work, '__name__', 'work')}: {type(error).__name__}: {error}"

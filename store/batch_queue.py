@@ -36,7 +36,7 @@ async def push(client: redis.asyncio.Redis, priority_class: str, batches: Sequen
 
 async def take(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str, count: int) -> tuple[list[Batch], int]:
     """Take up to `count` announced batches. Returns them and how many values were no batch (foreign or cut off: dropped)."""
-    values = await client.lpop(redis_keys.queue(delivery_server_id, priority_class), count)
+    values: list[bytes] | None = await client.lpop(redis_keys.queue(delivery_server_id, priority_class), count)  # type: ignore[assignment]
     batches: list[Batch] = []
     unreadable = 0
     for value in values or ():

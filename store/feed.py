@@ -126,8 +126,7 @@ async def recipients_of(conn: Connection | PooledConnection, announcement: Annou
     """Read the recipients of a batch that have no outcome yet, each with its position in the progress bitmap."""
     if announcement.numbers is None:
         rows = await conn.fetch(
-            "select number, subscriber_id, email, data from recipients where campaign_id = $1 and number between $2 and $3 "
-            "order by number",
+            "select number, subscriber_id, email, data from recipients where campaign_id = $1 and number between $2 and $3 order by number",
             announcement.campaign_id,
             announcement.first_number,
             announcement.last_number,
@@ -230,7 +229,8 @@ async def cancel_some(conn: Connection | PooledConnection, campaign_id: int) -> 
             "    category, diagnostic, mta, recipient) "
             "  select $1, g.number, g.attempt, 'c', now(), g.batch, c.delivery_server_id, 0, 0, '', '', 'campaign cancelled', '', g.email "
             "  from gone g, campaigns c where c.id = $1 "
-            "  union all select $1, t.number, t.attempt, 'c', now(), 0, c.delivery_server_id, 0, 0, '', '', 'campaign cancelled', '', r.email "
+            "  union all "
+            "  select $1, t.number, t.attempt, 'c', now(), 0, c.delivery_server_id, 0, 0, '', '', 'campaign cancelled', '', r.email "
             "  from retried t join recipients r on r.campaign_id = $1 and r.number = t.number, campaigns c where c.id = $1 "
             "  returning 1) select count(*) from ended",
             campaign_id,

@@ -124,7 +124,14 @@ async def _blocks(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same bytes in blocks worth a thread switch and a COPY."""
     held: list[bytes] = []
     size = 0
-    async for piece in source:
+    while True:
+        try:
+            piece = await anext(source)
+        except StopAsyncIteration:
+            break
+        except OSError as error:
+            # kept apart from what a broken link to PostgreSQL raises
+            raise Invalid("body", f"could not be read to its end: {error.strerror or type(error).__name__}") from error
         for start in range(0, len(piece), _BLOCK_BYTES):
             held.append(piece[start : start + _BLOCK_BYTES])
             size += len(held[-1])

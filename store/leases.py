@@ -11,47 +11,46 @@ from store.postgres import Pool
 Key = tuple[int, int]  # (campaign_id, batch)
 
 
+# Rows are locked in key order, as the ledger locks them, so that the two never wait for each other in a circle.
+_LOCKED = (
+    "with mine as (select b.campaign_id, b.batch from unnest($2::bigint[], $3::int[]) as k(campaign_id, batch) "
+    "join batches b on b.campaign_id = k.campaign_id and b.batch = k.batch {join} "
+    "where b.state = 'queued' and {which} order by b.campaign_id, b.batch for update of b) "
+    "update batches b set {change} from mine where b.campaign_id = mine.campaign_id and b.batch = mine.batch "
+)
+_GRANT = (
+    _LOCKED.format(
+        join="join campaigns c on c.id = k.campaign_id",
+        which="c.state = 'running' and (b.owner is null or b.lease_until < now())",
+        change="owner = $1, epoch = b.epoch + 1, lease_until = now() + make_interval(secs => $4)",
+    )
+    + "returning b.campaign_id, b.batch, b.epoch, b.done"
+)
+_EXTEND = (
+    _LOCKED.format(join="", which="b.owner = $1", change="lease_until = now() + make_interval(secs => $4)")
+    + "returning b.campaign_id, b.batch"
+)
+_HAND_BACK = _LOCKED.format(join="", which="b.owner = $1", change="state = 'pending', owner = null, lease_until = null")
+
+
+def _columns(keys: list[Key]) -> tuple[list[int], list[int]]:
+    return [key[0] for key in keys], [key[1] for key in keys]
+
+
 async def grant(pool: Pool, owner: str, keys: list[Key], seconds: float) -> dict[Key, tuple[int, BitString]]:
     """Ask for leases on `keys`. Returns (epoch, progress bitmap) of those granted.
 
     Not granted: leased to somebody, already settled, or the campaign is not running.
     """
-    rows = await pool.fetch(
-        "update batches b set owner = $1, epoch = epoch + 1, lease_until = now() + make_interval(secs => $4) "
-        "from unnest($2::bigint[], $3::int[]) as k(campaign_id, batch), campaigns c "
-        "where b.campaign_id = k.campaign_id and b.batch = k.batch and c.id = k.campaign_id and c.state = 'running' "
-        "and b.state = 'queued' and (b.owner is null or b.lease_until < now()) "
-        "returning b.campaign_id, b.batch, b.epoch, b.done",
-        owner,
-        [key[0] for key in keys],
-        [key[1] for key in keys],
-        seconds,
-    )
+    rows = await pool.fetch(_GRANT, owner, *_columns(keys), seconds)
     return {(row[0], row[1]): (row[2], row[3]) for row in rows}
 
 
 async def extend(pool: Pool, owner: str, keys: list[Key], seconds: float) -> set[Key]:
     """Extend every lease `owner` holds among `keys`, in one statement. Returns those still held; the others are lost."""
-    rows = await pool.fetch(
-        "update batches b set lease_until = now() + make_interval(secs => $4) "
-        "from unnest($2::bigint[], $3::int[]) as k(campaign_id, batch) "
-        "where b.campaign_id = k.campaign_id and b.batch = k.batch and b.owner = $1 and b.state = 'queued' "
-        "returning b.campaign_id, b.batch",
-        owner,
-        [key[0] for key in keys],
-        [key[1] for key in keys],
-        seconds,
-    )
-    return {(row[0], row[1]) for row in rows}
+    return {(row[0], row[1]) for row in await pool.fetch(_EXTEND, owner, *_columns(keys), seconds)}
 
 
 async def hand_back(pool: Pool, owner: str, keys: list[Key]) -> None:
     """Give up leases: the batches become pending again. Call only when the ledger holds every outcome of theirs."""
-    await pool.execute(
-        "update batches b set state = 'pending', owner = null, lease_until = null "
-        "from unnest($2::bigint[], $3::int[]) as k(campaign_id, batch) "
-        "where b.campaign_id = k.campaign_id and b.batch = k.batch and b.owner = $1 and b.state = 'queued'",
-        owner,
-        [key[0] for key in keys],
-        [key[1] for key in keys],
-    )
+    await pool.execute(_HAND_BACK, owner, *_columns(keys))

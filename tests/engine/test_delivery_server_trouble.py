@@ -73,7 +73,7 @@ async def test_a_refused_connection_is_said_and_tried_again(machine: Machine, po
 async def test_an_unknown_host_is_named(machine: Machine, pool: Pool) -> None:
     await machine.engine()
     campaign = await seed.campaign(pool, recipients=10, host="no-such-host.invalid")
-    assert "no-such-host.invalid" in await trouble(machine, pool, "failing")
+    assert "no-such-host.invalid" in await trouble(machine, pool, "suspended")
     await nobody_lost(pool, campaign, 10)
 
 
