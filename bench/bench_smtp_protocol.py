@@ -7,12 +7,13 @@ TLS handshakes are outside the timed window. No timing is asserted anywhere: thi
 
 import argparse
 import asyncio
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import uvloop
@@ -138,7 +139,7 @@ def sans_io(window: int, wire: bytes, messages: int) -> float:
     return time.process_time() - started
 
 
-def with_sink(measure: Callable[[int], Any]) -> Any:
+def with_sink(measure: Callable[[int], Coroutine[Any, Any, tuple[float, float]]]) -> tuple[float, float]:
     """Run `measure(port)` against a sink of its own."""
     child = subprocess.Popen(
         [sys.executable, "-m", "bench.sink", "--port", "0", "--http-port", "0", "--json", "--no-track-duplicates"],
@@ -148,7 +149,7 @@ def with_sink(measure: Callable[[int], Any]) -> Any:
     try:
         assert child.stdout is not None
         port = int(json.loads(child.stdout.readline())["smtp"].rsplit(":", 1)[1])
-        return measure(port)
+        return uvloop.run(measure(port))
     finally:
         child.terminate()
         child.wait()
@@ -175,11 +176,10 @@ def main() -> int:
         ("STARTTLS, BDAT window 8, 10 kB", "starttls", 10, 8, 10_000),
     ]
     for name, security, connections, window, size in cases:
-
-        def measure(port: int, arguments: Any = (security, connections, window, content[size])) -> tuple[float, float]:
-            return uvloop.run(over_sockets(port, *arguments, chosen.messages))
-
-        spent_all = [with_sink(measure) for _ in range(chosen.rounds)]
+        run = functools.partial(
+            over_sockets, security=security, connections=connections, window=window, wire=content[size], messages=chosen.messages
+        )
+        spent_all = [with_sink(run) for _ in range(chosen.rounds)]
         cpu, wall = (statistics.median(part) for part in zip(*spent_all, strict=True))
         rows.append(
             {

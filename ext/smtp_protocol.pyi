@@ -1,6 +1,6 @@
 """Mail transactions of the SMTP client: bytes in, bytes and outcomes out (RFC 5321, 2920, 3030). No I/O, no clock."""
 
-from typing import Any, final
+from typing import Any, Self, final
 
 PHASE_QUEUED: int
 PHASE_ENVELOPE: int
@@ -39,7 +39,7 @@ class Message:
 
 @final
 class Outcome:
-    def __init__(self, session: object, message: Message, code: int, text: bytes, stage: int, begun: bool = True) -> None: ...
+    def __new__(cls, session: object, message: Message, code: int, text: bytes, stage: int, begun: bool = True) -> Self: ...
     @property
     def session(self) -> Any: ...
     @property
@@ -58,7 +58,7 @@ class Outcome:
 @final
 class SmtpProtocol:
     session: object
-    def __init__(self, pipelining: bool, chunking: bool, window: int = 4, max_messages: int = 0) -> None: ...
+    def __new__(cls, pipelining: bool, chunking: bool, window: int = 4, max_messages: int = 0) -> Self: ...
     @property
     def mode(self) -> int: ...
     @property

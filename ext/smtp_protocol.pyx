@@ -478,21 +478,21 @@ cdef class SmtpProtocol:
 
     cdef Py_ssize_t _scan(self, const unsigned char *start, Py_ssize_t length, Py_ssize_t searched, list outcomes) except -2:
         # Takes every complete line; returns how many octets were used. `searched`: so many at the front hold no LF.
-        cdef const unsigned char *line = start
-        cdef const unsigned char *end = start + length
-        cdef const unsigned char *lf
+        cdef Py_ssize_t at = 0, lf
+        cdef const void *found
         while True:
-            lf = <const unsigned char *> memchr(line + searched, 10, end - line - searched)
+            found = memchr(start + at + searched, 10, length - at - searched)
             searched = 0
-            if lf == NULL:
-                return line - start
-            if lf == line or (lf - 1)[0] != 13:
+            if found == NULL:
+                return at
+            lf = <Py_ssize_t> (<size_t> found - <size_t> start)
+            if lf == at or start[lf - 1] != 13:
                 self._violation(f"a line ended by a bare LF while {self.awaited()} was to be answered")
-                return lf + 1 - start
-            self._line(line, lf - 1 - line, outcomes)
-            line = lf + 1
+                return lf + 1
+            self._line(start + at, lf - 1 - at, outcomes)
+            at = lf + 1
             if self.fault is not None or self.quit_answered:
-                return line - start
+                return at
 
     cdef int _line(self, const unsigned char *line, Py_ssize_t length, list outcomes) except -1:
         cdef int code, lines

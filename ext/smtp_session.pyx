@@ -92,8 +92,9 @@ cdef class SmtpSession:
     """One SMTP connection after its handshake, as a protocol for an asyncio or uvloop transport (duck typing).
 
     `turn` needs `outcomes` (a list), `ready(session)` and `closed(session, reason)`. `owner`, `connection_id` and `facts`
-    are the caller's and never looked at. Time-outs in seconds: `command_timeout` for the reply to a command and for a
-    peer that stops reading, `final_dot_timeout` for the reply after content (RFC 5321 §4.5.3.2).
+    are the caller's and never looked at. `ended`: nothing more comes of it; `graceful`: because of our QUIT, with nothing
+    undecided. Time-outs in seconds: `command_timeout` for the reply to a command and for a peer that stops reading,
+    `final_dot_timeout` for the reply after content (RFC 5321 §4.5.3.2).
     """
 
     cdef readonly object turn
@@ -108,6 +109,7 @@ cdef class SmtpSession:
     cdef readonly double final_dot_timeout
     cdef readonly bint paused
     cdef readonly bint ended
+    cdef readonly bint graceful
     cdef bint asked
     cdef object __weakref__
 
@@ -376,9 +378,11 @@ cdef class SmtpSession:
 
     cdef int _end(self, str reason, bint violation) except -1:
         self.ended = True
+        self.graceful = self.protocol.quitting and self.protocol.count == 0 and not violation
         self.deadline = 0.0
         transport = self.transport
         self.protocol.lose(reason, violation, self.turn.outcomes)
+        self.protocol.session = None  # a cycle the collector need not find
         # Always abort: a TLS transport that is only closed can stay open while its peer goes on sending (uvloop #471),
         # and nothing of ours is left to be written.
         if transport is not None:

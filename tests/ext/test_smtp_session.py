@@ -120,6 +120,7 @@ async def test_messages_are_delivered_and_the_connection_ends_with_quit(mode: st
     assert peer.commands[-1] == "QUIT"
     assert peer.violations == []
     assert turn.reason == "closed"
+    assert session.graceful
     assert (session.sent, session.in_flight, session.room, session.deadline) == (12, 0, 0, 0.0)
 
 
@@ -211,6 +212,7 @@ async def test_a_peer_that_loses_step_is_cut_off_and_nobody_is_misjudged(stage: 
     async with Peer(WORDS, script={stage: [None, step]}) as peer:
         turn, session = await run(peer, 5)
     assert turn.reason.startswith("protocol violation: ")
+    assert not session.graceful
     assert session.ended
     taken = {m.rcpt for m in peer.accepted}
     for outcome in turn.settled:
