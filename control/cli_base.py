@@ -1,10 +1,9 @@
 """What all `sluice` commands share: settings, open stores, output as table or JSON, errors as one sentence, exit codes.
 
-Imports here must stay cheap: `sluice --help` and shell completion pay for them. Everything heavy (asyncpg, redis, rich) is imported
+Imports here must stay cheap: `sluice --help` and shell completion pay for them. What is heavy (asyncio, asyncpg, redis, rich) is imported
 inside the function that needs it. Help is dressed by rich-click for people at a terminal; a pipe gets plain click, in half the time.
 """
 
-import asyncio
 import contextlib
 import os
 import sys
@@ -206,7 +205,7 @@ def exit_codes() -> Iterator[None]:
     except ClickException as error:
         error.show()
         sys.exit(USAGE)
-    except (Abort, KeyboardInterrupt, asyncio.CancelledError):
+    except (Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except Failed as error:
         if str(error):
@@ -251,6 +250,8 @@ def with_stores(work: "Callable[[Stores], Awaitable[_T]]") -> _T:
 
     Raises Unavailable when one of them does not answer, ConfigurationError when the settings are refused.
     """
+    import asyncio
+
     from config.load import state_directory
     from store import embedded, migrate
 

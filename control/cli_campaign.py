@@ -1,6 +1,5 @@
 """`sluice campaign`: write, start, steer and look at campaigns."""
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -192,6 +191,8 @@ async def _progress(stores: Stores, campaign_id: int) -> "Progress":
 
 async def _wait(stores: Stores, campaign_id: int) -> "Progress":
     """Wait until the campaign has ended, or is paused: then nothing will happen by itself."""
+    import asyncio
+
     from control.demo_view import Progress as View
     from domain import states
 

@@ -1,6 +1,5 @@
 """`sluice import`, `list`, `suppress` and `key`: recipients, who must not be mailed, and who may use the API."""
 
-import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -107,6 +106,8 @@ def _progress() -> Callable[[int, int], None]:
 
 
 async def _blocks(path: Path | None) -> AsyncIterator[bytes]:
+    import asyncio
+
     file = sys.stdin.buffer if path is None else path.open("rb")
     try:
         while block := await asyncio.to_thread(file.read, _BLOCK_BYTES):

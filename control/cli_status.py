@@ -1,6 +1,5 @@
 """`sluice status`, `top` and `audit`: how it goes, live how it goes, and the proof of what came of it."""
 
-import asyncio
 import sys
 import time
 from typing import TYPE_CHECKING, Final
@@ -79,6 +78,8 @@ def top(interval: float, count: int | None) -> None:
 
 
 async def _watch(stores: Stores, interval: float, count: int | None) -> None:
+    import asyncio
+
     from store import status
 
     looks = 0
