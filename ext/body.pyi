@@ -1,5 +1,8 @@
+from typing import final
+
 class Unsendable(ValueError): ...
 
+@final
 class Piece:
     def __init__(self, text: str) -> None: ...
 

@@ -3,6 +3,8 @@
 Owns the encoding of merge values at run time, of template text ahead of time (`Piece`), and of whole texts.
 """
 
+cimport cython
+
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdlib cimport free
@@ -174,6 +176,7 @@ cdef const unsigned char* utf8(object text, Py_ssize_t* length) except NULL:
     return <const unsigned char*>PyUnicode_AsUTF8AndSize(text, length)
 
 
+@cython.final
 cdef class Piece:
     """Template text encoded ahead of time, to be written at any column.
 

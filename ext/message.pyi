@@ -1,9 +1,10 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 from ext.template import Program
 from ext.token import Signer
 
+@final
 class Layout:
     refuse: Callable[[str, Exception], Any]
     address: Callable[[str], tuple[bytes, bool]]

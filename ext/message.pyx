@@ -4,6 +4,8 @@ Owns the order in which the parts of a message are written. Everything that is t
 made as octets (`Layout`); what differs is an address, signed tokens, and the programs of subject, display name and bodies.
 """
 
+cimport cython
+
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdlib cimport free
 
@@ -65,6 +67,7 @@ cdef bint _is_plain(const unsigned char* text, Py_ssize_t length) noexcept:
     return True
 
 
+@cython.final
 cdef class Layout:
     """What one campaign says to everybody, as octets ready to be written, and the programs for the rest.
 

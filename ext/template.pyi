@@ -1,5 +1,7 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
+
+from typing_extensions import disjoint_base
 
 STEP_LIMIT: int
 LOOP_LIMIT: int
@@ -9,25 +11,32 @@ NUMBER_BITS: int
 
 def guard(value: object) -> object: ...
 
+@final
 class Frame:
     def __init__(self, program: Program, scope: dict[str, Any]) -> None: ...
     def charge(self, steps: int) -> None: ...
     def charge_loop(self, passes: int) -> None: ...
 
+@disjoint_base
 class Expression: ...
 
+@final
 class Constant(Expression):
     def __init__(self, held: object) -> None: ...
 
+@final
 class Foreign(Expression):
     def __init__(self, expression: Any) -> None: ...
 
+@final
 class Path(Expression):
     def __init__(self, root: str, keys: tuple[object, ...], missing: object, direct: bool) -> None: ...
 
+@final
 class Function(Expression):
     def __init__(self, function: Callable[[dict[str, Any]], object]) -> None: ...
 
+@final
 class Compare(Expression):
     def __init__(
         self,
@@ -39,9 +48,11 @@ class Compare(Expression):
         negated: bool = False,
     ) -> None: ...
 
+@final
 class Both(Expression):
     def __init__(self, left: Expression, right: Expression, either: bool) -> None: ...
 
+@final
 class Filter:
     def __init__(
         self,
@@ -54,45 +65,58 @@ class Filter:
         may_keep: Callable[[str], object] | None,
     ) -> None: ...
 
+@final
 class Filtered(Expression):
     def __init__(self, left: Expression, filters: list[Filter]) -> None: ...
 
+@disjoint_base
 class Operation: ...
 
+@final
 class Literal(Operation):
     def __init__(self, text: str) -> None: ...
 
+@final
 class Output(Operation):
     def __init__(self, expression: Expression, autoescape: bool) -> None: ...
 
+@final
 class Block(Operation):
     def __init__(self, operations: list[Operation]) -> None: ...
 
+@final
 class If(Operation):
     def __init__(self, conditions: list[Expression], blocks: list[Block], default: Block | None, negated: bool) -> None: ...
 
+@final
 class Case(Operation):
     def __init__(
         self, left: Expression, branches: list[tuple[list[Expression] | None, Block]], equal: Callable[[Any, Any], bool]
     ) -> None: ...
 
+@final
 class For(Operation):
     def __init__(
         self, name: str, iterable: Expression, foreign: Any, block: Block, default: Block | None, loop_name: str | None
     ) -> None: ...
 
+@final
 class Assign(Operation):
     def __init__(self, name: str, expression: Expression) -> None: ...
 
+@final
 class Capture(Operation):
     def __init__(self, name: str, block: Block, autoescape: bool) -> None: ...
 
+@final
 class Interrupt(Operation):
     def __init__(self, again: bool) -> None: ...
 
+@final
 class ForeignNode(Operation):
     def __init__(self, node: Any, muted: bool) -> None: ...
 
+@final
 class Program:
     def __init__(self, block: Block, make_context: Callable[..., Any]) -> None: ...
     def render(self, scope: dict[str, Any]) -> str: ...

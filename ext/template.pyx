@@ -160,6 +160,7 @@ cdef class Expression:
         return is_truthy(value)
 
 
+@cython.final
 cdef class Constant(Expression):
     cdef object held
 
@@ -170,6 +171,7 @@ cdef class Constant(Expression):
         return self.held
 
 
+@cython.final
 cdef class Foreign(Expression):
     """Any expression of python-liquid, evaluated by itself."""
 
@@ -183,6 +185,7 @@ cdef class Foreign(Expression):
         return self.expression.evaluate(frame.foreign())
 
 
+@cython.final
 cdef class Path(Expression):
     """A variable and the keys below it. `keys` are `str` or `int` or expressions; `missing` is what stands for no value.
 
@@ -231,6 +234,7 @@ cdef class Path(Expression):
             return _MISSING
 
 
+@cython.final
 cdef class Function(Expression):
     """A value computed from the globals by a Python function."""
 
@@ -243,6 +247,7 @@ cdef class Function(Expression):
         return self.function(frame.globals)
 
 
+@cython.final
 cdef class Compare(Expression):
     """A comparison by python-liquid's own rule `function(left, right)`; `equals` lets two plain strings skip it."""
 
@@ -270,6 +275,7 @@ cdef class Compare(Expression):
         return not answer if self.negated else answer
 
 
+@cython.final
 cdef class Both(Expression):
     """`left and right`, or `left or right` where `either` is set."""
 
@@ -375,6 +381,7 @@ cdef class Filter:
             raise LiquidTypeError(f"{self.name}: {error}", token=None) from error
 
 
+@cython.final
 cdef class Filtered(Expression):
     cdef Expression left
     cdef list filters
@@ -402,6 +409,7 @@ cdef class Operation:
         raise NotImplementedError
 
 
+@cython.final
 cdef class Literal(Operation):
     cdef str text
     cdef Piece piece
@@ -419,6 +427,7 @@ cdef class Literal(Operation):
         return ON
 
 
+@cython.final
 cdef class Output(Operation):
     cdef Expression expression
     cdef bint autoescape
@@ -442,6 +451,7 @@ cdef class Output(Operation):
         return frame.write(to_liquid_string(value, self.autoescape), False)
 
 
+@cython.final
 cdef class Block(Operation):
     """Operations one after the other."""
 
@@ -459,6 +469,7 @@ cdef class Block(Operation):
         return ON
 
 
+@cython.final
 cdef class If(Operation):
     """The block of the first condition that holds, else `default`. `negated` turns the first condition around (unless)."""
 
@@ -484,6 +495,7 @@ cdef class If(Operation):
         return ON
 
 
+@cython.final
 cdef class Case(Operation):
     """`when` blocks run once for each value that matches; `else` blocks (no values) when none before them did."""
 
@@ -519,6 +531,7 @@ cdef class Case(Operation):
         return ON
 
 
+@cython.final
 cdef class For(Operation):
     """A loop over `iterable`; `foreign` (python-liquid's loop expression) is asked instead where it has limit or offset.
 
@@ -587,6 +600,7 @@ cdef class For(Operation):
         return iter(()), 0
 
 
+@cython.final
 cdef class Assign(Operation):
     cdef str name
     cdef Expression expression
@@ -600,6 +614,7 @@ cdef class Assign(Operation):
         return ON
 
 
+@cython.final
 cdef class Capture(Operation):
     cdef str name
     cdef Block block
@@ -626,6 +641,7 @@ cdef class Capture(Operation):
         return ON
 
 
+@cython.final
 cdef class Interrupt(Operation):
     cdef int answer
 
@@ -636,6 +652,7 @@ cdef class Interrupt(Operation):
         return self.answer
 
 
+@cython.final
 cdef class ForeignNode(Operation):
     """Any node of python-liquid, rendered by itself; its text is final. `muted`: in a block whose text is dropped."""
 
@@ -660,6 +677,7 @@ cdef class ForeignNode(Operation):
         return answer
 
 
+@cython.final
 cdef class Program:
     """A whole template. `make_context(frame, globals, locals, counters, scopes, loops)` makes a python-liquid context."""
 

@@ -3,12 +3,15 @@
 The fast twin of `domain.links.token` and `domain.return_path.token`, which say what a token is and read it back.
 """
 
+cimport cython
+
 from ext.digest cimport hmac_key, hmac_short
 
 cdef const char* BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 cdef const char* BASE32 = b"abcdefghijklmnopqrstuvwxyz234567"
 
 
+@cython.final
 cdef class Signer:
     """Signs with one key. `mac_octets` (10 to 32) of the MAC are kept. `plain`: without the processor's own instructions."""
 
