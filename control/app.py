@@ -122,7 +122,7 @@ def _litestar(services: Services) -> Litestar:
             "services": Provide(provide_services, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),
         },
-        guards=[strict_types],
+        before_request=strict_types,
         exception_handlers=HANDLERS,
         lifespan=[lifespan],
         openapi_config=openapi_config(),

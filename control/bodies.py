@@ -10,8 +10,7 @@ import re
 from typing import Any, Final
 
 import msgspec
-from litestar.connection import ASGIConnection
-from litestar.handlers.base import BaseRouteHandler
+from litestar import Request
 
 from control.asgi import App, Message, Receive, Scope, Send
 from control.errors import FieldError, field_error, problem, send_problem
@@ -89,13 +88,13 @@ class Bodies:
                 return b"".join(pieces)
 
 
-def strict_types(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard on every route: a body must have the very types of its Struct. The framework itself would read "7" as 7.
+def strict_types(request: Request[Any, Any, Any]) -> None:
+    """Before every handler, after its guards: a body must have the very types of its Struct. The framework itself would read "7" as 7.
 
     Raises Invalid naming the field.
     """
-    field = handler.parsed_data_field
-    body = connection.scope["state"].get("body")
+    field = request.route_handler.parsed_data_field
+    body = request.scope["state"].get("body")
     if field is None or body is None:
         return
     try:

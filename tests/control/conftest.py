@@ -68,7 +68,7 @@ def app(pool: Pool, redis: redis_client.Redis, keyring: Keyring, settings: Setti
 @pytest.fixture
 async def http(app: Application) -> AsyncIterator[httpx.AsyncClient]:
     """A client without a key."""
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://sluice.example", timeout=30) as client:
         yield client
 

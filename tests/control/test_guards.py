@@ -32,7 +32,7 @@ async def test_without_a_valid_key_nothing_is_told(http: httpx.AsyncClient, ada:
         "Bearer sl\u00e4k_\x7f".encode("latin-1"),
     ]
     for value in wrong:
-        headers = {} if value is None else {"authorization": value}
+        headers = {} if value is None else {b"authorization": value if isinstance(value, bytes) else value.encode()}
         for path in ("/api/v1/me", "/api/v1/no-such-thing", f"/api/v1/me?key={ada.key}"):
             response = await http.get(path, headers=headers)
             assert response.status_code == 401, value

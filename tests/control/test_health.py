@@ -27,7 +27,7 @@ async def test_health_needs_no_key(http: httpx.AsyncClient) -> None:
 async def test_a_store_that_is_away_is_named_and_answered_503(pool: Pool, keyring: Keyring, settings: Settings, ada: Client) -> None:
     away = batch_queue.connect("redis://127.0.0.1:1", 1)
     app = create_app(pool, away, keyring, settings)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://sluice.example") as http:  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://sluice.example") as http:
         ready = await http.get("/health/ready")
         assert (ready.status_code, ready.json()["redis"], ready.json()["postgresql"]) == (503, "not answering", "ok")
         client = Client(http, ada.user_id, ada.key)

@@ -69,7 +69,7 @@ async def test_it_answers_streams_and_stops(control: Process) -> None:
         report = await http.post(f"/api/v1/lists/{made['id']}/imports", content=rows(), headers={"content-type": "text/csv"})
         assert report.json()["imported"] == 20_000
         # an import that is still sending when the process is told to stop
-        reader, writer = await asyncio.open_connection("127.0.0.1", control.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", control.port)
         head = f"POST /api/v1/lists/{made['id']}/imports HTTP/1.1\r\nHost: x\r\nAuthorization: {control.headers['authorization']}\r\n"
         writer.write(f"{head}Content-Type: text/csv\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nemail\n\r\n".encode())
         await writer.drain()
@@ -98,8 +98,8 @@ async def test_headers_without_end_are_cut_off(control: Process) -> None:
     async with httpx.AsyncClient(base_url=control.url) as http:
         assert (await http.get("/health/live")).status_code == 200
         body = b'{"name": "' + b"x" * 200_000 + b'"}'
-        answer = await http.post("/api/v1/lists", content=body, headers={**control.headers, "content-type": "application/json"})
-        assert answer.status_code == 422
+        response = await http.post("/api/v1/lists", content=body, headers={**control.headers, "content-type": "application/json"})
+        assert response.status_code == 422
 
 
 async def test_a_port_that_is_taken_is_said_so(control: Process, fresh_database_url: str, redis_url: str, tmp_path: Path) -> None:
