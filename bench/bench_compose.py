@@ -89,7 +89,8 @@ def test_compose_groups_of_eight(benchmark: BenchmarkFixture, subject: str) -> N
                 octets += len(answer[2])
         return octets
 
-    octets = benchmark.pedantic(compose_all, rounds=5, warmup_rounds=1)
+    octets = benchmark.pedantic(compose_all, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    assert benchmark.stats is not None
     benchmark.extra_info["octets per message"] = octets // len(rows)
     benchmark.extra_info["us per message"] = round(benchmark.stats.stats.min / len(rows) * 1e6, 2)
 

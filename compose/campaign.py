@@ -97,9 +97,7 @@ class CompiledCampaign:
         self._headers(layout, constants, sender_octets)
         layout.text = self._part("text", content.text, html=False, constants=constants)
         layout.html = self._part("html", content.html, html=True, constants=constants)
-        parts = mime.frame(
-            text=layout.text is not None, html=layout.html is not None, mark=mime.boundary(content.id, content.version)
-        )
+        parts = mime.frame(text=layout.text is not None, html=layout.html is not None, mark=mime.boundary(content.id, content.version))
         layout.content_headers, layout.between, layout.end = parts
         layout.needs_data = self._tags.used or any(each.asks_for("subscriber") for each in self._compiled)
         layout.needs_links = any(each.asks_for("links") for each in self._compiled)

@@ -112,7 +112,7 @@ def _check_source(field: str, source: str) -> None:
         start = source.rfind(end) + 1
         pending = [match.start() for match in opening.finditer(source, start)]
         if len(pending) > MAX_PENDING:
-            raise Invalid(field, f"{_position(source, pending[0])}: {source[pending[0]:pending[0] + 2]!r} is not closed by {end!r}")
+            raise Invalid(field, f"{_position(source, pending[0])}: {source[pending[0] : pending[0] + 2]!r} is not closed by {end!r}")
     if match := BLANKS.search(source):
         raise Invalid(field, f"{_position(source, match.start())}: more than {MAX_BLANKS} blanks in a tag")
 
@@ -121,9 +121,7 @@ def _rewritten(nodes: list[Node], env: Environment, rewrite: Rewrite) -> list[No
     return [new for node in nodes for new in (rewrite(env, node) if isinstance(node, ContentNode) else [node])]
 
 
-def compile_template(
-    field: str, source: str, env: _Environment, constants: dict[str, object], rewrite: Rewrite | None = None
-) -> Compiled:
+def compile_template(field: str, source: str, env: _Environment, constants: dict[str, object], rewrite: Rewrite | None = None) -> Compiled:
     """Parse and translate `source`; raises Invalid naming `field`, line and column.
 
     `constants` are the variables that are the same for every recipient; `rewrite` may replace a node of literal text.

@@ -370,5 +370,3 @@ def _nodes(nodes: list[Node]) -> Iterator[Node]:
 
 def _filters_of(part: Expression) -> list[filtered_expressions.Filter]:
     return list(getattr(part, "filters", None) or ()) + list(getattr(part, "tail_filters", None) or ())
-
-

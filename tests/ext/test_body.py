@@ -11,7 +11,31 @@ from ext.body import Piece, Unsendable, joined, quoted_printable
 from tests.reference import quoted_printable as slow
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200) | st.lists(
-    st.sampled_from(["a", " ", "  ", ".", "..", "\r", "\n", "\r\n", "=", "é", "明", "😀", "\t", "<", "&", '"', "'", "word " * 9, "x" * 74, "x" * 80, "From "]),
+    st.sampled_from(
+        [
+            "a",
+            " ",
+            "  ",
+            ".",
+            "..",
+            "\r",
+            "\n",
+            "\r\n",
+            "=",
+            "é",
+            "明",
+            "😀",
+            "\t",
+            "<",
+            "&",
+            '"',
+            "'",
+            "word " * 9,
+            "x" * 74,
+            "x" * 80,
+            "From ",
+        ]
+    ),
     max_size=20,
 ).map("".join)
 
@@ -77,7 +101,7 @@ def test_a_nul_is_refused_wherever_it_stands(before, after):
         Piece(f"{before}\0{after}")
 
 
-@pytest.mark.parametrize("half", ["\ud800", "\udfff"])
+@pytest.mark.parametrize("half", [chr(0xD800), chr(0xDFFF)])
 def test_half_a_surrogate_pair_is_refused_never_dropped(half):
     with pytest.raises(UnicodeEncodeError):
         quoted_printable(f"a{half}b")

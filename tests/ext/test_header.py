@@ -11,11 +11,58 @@ from ext.body import Unsendable
 from ext.header import MAX_TEXT_OCTETS, check, mailbox, unstructured
 from tests.reference import header_fields as slow
 
-PARTS = ["a", "b ", " ", "  ", "é", "明", "😀", "word " * 5, "x" * 40, "x" * 80, "=?", "?=", "=?utf-8?q?", "_", "=", ".", '"', "\\", "(", ")", ",", "<", ">", "@", ":", ";"]
+PARTS = [
+    "a",
+    "b ",
+    " ",
+    "  ",
+    "é",
+    "明",
+    "😀",
+    "word " * 5,
+    "x" * 40,
+    "x" * 80,
+    "=?",
+    "?=",
+    "=?utf-8?q?",
+    "_",
+    "=",
+    ".",
+    '"',
+    "\\",
+    "(",
+    ")",
+    ",",
+    "<",
+    ">",
+    "@",
+    ":",
+    ";",
+]
 TEXTS = st.lists(st.sampled_from(PARTS), max_size=14).map("".join) | st.text(
     st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"]), max_size=120
 )
-FORBIDDEN = ["\r", "\n", "\0", "\t", "\x0b", "\x1b", "\x7f", "\x85", "\x9f", "\u2028", "\u2029", "\u200e", "\u200f", "\u061c", "\u202a", "\u202e", "\u2066", "\u2069", "\ufeff"]
+FORBIDDEN = [
+    "\r",
+    "\n",
+    "\0",
+    "\t",
+    "\x0b",
+    "\x1b",
+    "\x7f",
+    "\x85",
+    "\x9f",
+    "\u2028",
+    "\u2029",
+    "\u200e",
+    "\u200f",
+    "\u061c",
+    "\u202a",
+    "\u202e",
+    "\u2066",
+    "\u2069",
+    "\ufeff",
+]
 
 
 def accepted(text: str) -> bool:
