@@ -128,9 +128,9 @@ class Machine:
             ):
                 lines += [f"--- {query}", *(str(dict(row)) for row in await conn.fetch(query))]
             for key in await client.keys("sluice:*"):
-                kind = (await client.type(key)).decode()
-                value = await (client.llen(key) if kind == "list" else client.get(key))
-                lines.append(f"--- {key.decode()} {value}")
+                kind = await client.type(key)
+                value = await (client.llen(key) if kind == b"list" else client.get(key))
+                lines.append(f"--- {key!r} {value!r}")
         finally:
             await conn.close(timeout=5)
             await client.aclose()

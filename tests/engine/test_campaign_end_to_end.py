@@ -36,7 +36,11 @@ async def test_every_recipient_gets_one_personal_message_and_one_record(machine:
     await machine.sink()
     await machine.engine()
     campaign = await seed.campaign(
-        pool, recipients=1203, port=machine.sink_port, html="<p>Hello {{ subscriber.first_name }}</p>", subject="To {{ subscriber.first_name }}"
+        pool,
+        recipients=1203,
+        port=machine.sink_port,
+        html="<p>Hello {{ subscriber.first_name }}</p>",
+        subject="To {{ subscriber.first_name }}",
     )
     await completed(machine, pool, campaign)
     found = await audit(pool, campaign)
@@ -49,8 +53,9 @@ async def test_every_recipient_gets_one_personal_message_and_one_record(machine:
     message = email.message_from_bytes(source, policy=email.policy.default)
     number = message["To"].removeprefix("p").partition("@")[0]
     assert message["Subject"] == f"To Ada {number}"
-    assert message.get_body(("plain",)).get_content().strip() == f"Hello Ada {number}"
-    assert message.get_body(("html",)).get_content().strip() == f"<p>Hello Ada {number}</p>"
+    text, html = message.get_body(("plain",)), message.get_body(("html",))
+    assert text is not None and text.get_content().strip() == f"Hello Ada {number}"
+    assert html is not None and html.get_content().strip() == f"<p>Hello Ada {number}</p>"
     assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 

@@ -103,7 +103,8 @@ async def test_a_wrong_password_suspends_the_server_and_is_never_shown(machine: 
     campaign = await seed.campaign(pool, recipients=10, port=machine.sink_port)
     server = await pool.fetchval("select id from delivery_servers")
     await pool.execute(
-        "update delivery_servers set username = 'ada', password_sealed = $1", keyring.seal(b"planted-secret", b"delivery_servers:%d" % server)
+        "update delivery_servers set username = 'ada', password_sealed = $1",
+        keyring.seal(b"planted-secret", b"delivery_servers:%d" % server),
     )
     await machine.engine()
     sentence = await trouble(machine, pool, "suspended")

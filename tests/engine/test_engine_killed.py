@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -71,7 +70,7 @@ async def test_all_engines_killed_at_once_and_a_new_one_takes_over(machine: Mach
     await asyncio.gather(*(engine.process.wait() for engine in engines))
     await machine.engine(2)
     await reconcile(machine, pool, campaign, 12_000, CONNECTIONS * WINDOW)
-    assert [name for name in os.listdir(machine.directory / "journal") if ".2." not in name] == []
+    assert [path.name for path in (machine.directory / "journal").iterdir() if ".2." not in path.name] == []
 
 
 async def test_a_campaign_survives_five_kills(machine: Machine, pool: Pool) -> None:

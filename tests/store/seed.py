@@ -6,8 +6,9 @@ from store.postgres import Pool
 
 
 async def campaign(
-    pool: Pool, *, recipients: int = 1000, state: str = "preparing", host: str = "127.0.0.1", port: int = 25, limits: dict[str, object] | None = None,
-    subject: str = "Hello", text: str = "Hello {{ subscriber.first_name }}", html: str = "", domain: str = "people.example",
+    pool: Pool, *, recipients: int = 1000, state: str = "preparing", host: str = "127.0.0.1", port: int = 25,
+    limits: dict[str, object] | None = None, subject: str = "Hello", text: str = "Hello {{ subscriber.first_name }}", html: str = "",
+    domain: str = "people.example",
 ) -> int:  # fmt: skip
     """Make everything a campaign needs and the campaign itself; returns its id. Subscribers are p1@…, p2@…, ..."""
     user = await pool.fetchval("insert into users (name) values ('u' || (select count(*) from users)) returning id")

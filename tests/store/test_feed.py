@@ -100,8 +100,9 @@ async def test_due_retries_become_one_batch_per_attempt_number(pool: Pool) -> No
     async with pool.acquire() as conn:
         await feed.prepare(conn, campaign, 500)
         await pool.execute(
-            "insert into retries select $1, n, case when n < 4 then 2 else 3 end, now() + make_interval(secs => case n when 9 then 60 else -1 end), "
-            "now() - interval '1 minute' from unnest(array[1, 3, 5, 7, 9]) n",
+            "insert into retries select $1, n, case when n < 4 then 2 else 3 end, "
+            "now() + make_interval(secs => case n when 9 then 60 else -1 end), now() - interval '1 minute' "
+            "from unnest(array[1, 3, 5, 7, 9]) n",
             campaign,
         )
         assert await feed.batch_due_retries(conn, campaign, 500) == 4
@@ -130,7 +131,9 @@ async def test_cancelling_ends_every_recipient_without_an_outcome_once(pool: Poo
         while await feed.cancel_some(conn, campaign):
             pass
         assert await feed.finish(conn, await active(pool, campaign))
-    rows = await pool.fetch("select number, count(*) as records from accounting where campaign_id = $1 and kind = 'c' group by 1 order by 1", campaign)
+    rows = await pool.fetch(
+        "select number, count(*) as records from accounting where campaign_id = $1 and kind = 'c' group by 1 order by 1", campaign
+    )
     assert [row["number"] for row in rows] == list(range(2, 1201))  # 1 had its outcome, 2 was deferred
     assert {row["records"] for row in rows} == {1}
     assert await pool.fetchval("select sum(cancelled) from campaign_totals where campaign_id = $1", campaign) == 1199
