@@ -115,7 +115,7 @@ def sans_io(window: int, wire: bytes, messages: int) -> float:
     protocol.feed(ENVELOPE_REPLIES + b"354 go\r\n", outcomes)
     protocol.output()
     protocol.feed(b"250 2.0.0 Ok: queued as 1\r\n", outcomes)
-    one = b"250 2.0.0 Ok\r\n" + ENVELOPE_REPLIES + b"250 2.0.0 Ok: queued as 12345678\r\n"
+    one = ENVELOPE_REPLIES + b"250 2.0.0 Ok: queued as 12345678\r\n250 2.0.0 Ok\r\n"
     started = time.process_time()
     if not window:
         protocol.submit(Message(SENDER, RECIPIENT, wire, None))
@@ -132,7 +132,7 @@ def sans_io(window: int, wire: bytes, messages: int) -> float:
             for _ in range(window):
                 protocol.submit(Message(SENDER, RECIPIENT, wire, None))
             protocol.output()
-            protocol.feed(one[14:] + one * (window - 1), outcomes)
+            protocol.feed(one * window, outcomes)
             outcomes.clear()
     if protocol.fault is not None:
         raise RuntimeError(protocol.fault)

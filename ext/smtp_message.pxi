@@ -44,7 +44,7 @@ cdef class Message:
         self.ref = ref
         self.smtputf8 = smtputf8
         self.phase = PHASE_QUEUED_C
-        self.refused_stage = 0
+        self.verdict_stage = 0
 
     def __repr__(self):
         return f"<Message to {self.rcpt!r}, {len(self.wire)} octets, phase {self.phase}>"

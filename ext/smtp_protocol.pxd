@@ -41,9 +41,10 @@ cdef class Message:
     cdef readonly object ref
     cdef readonly bint smtputf8
     cdef readonly int phase
-    cdef int refused_stage
-    cdef int refused_code
-    cdef bytes refused_text
+    cdef int verdict_stage
+    cdef int verdict_code
+    cdef bytes verdict_text
+    cdef bint answered
 
 
 cdef class Outcome:
@@ -80,8 +81,8 @@ cdef class SmtpProtocol:
     cdef bint lone_dot_due
     cdef bint reset_due
     cdef bint envelope_out
-    cdef bint transaction_open
     cdef bint unconfirmed
+    cdef bint shifted
     cdef int next_command
 
     # the reply being read
@@ -126,7 +127,7 @@ cdef class SmtpProtocol:
     cdef int _line(self, const unsigned char *line, Py_ssize_t length, list outcomes) except -1
     cdef int _reply(self, int code, const unsigned char *text, Py_ssize_t length, list outcomes) except -1
     cdef bytes _text(self, const unsigned char *text, Py_ssize_t length)
-    cdef int _refuse(self, Message message, int stage, int code, const unsigned char *text, Py_ssize_t length) except -1
+    cdef int _note(self, Message message, int stage, int code, const unsigned char *text, Py_ssize_t length) except -1
     cdef int _decide(self, int stage, int code, bytes text, list outcomes) except -1
-    cdef int _decide_refused(self, list outcomes) except -1
+    cdef int _decide_noted(self, list outcomes) except -1
     cdef int _violation(self, str reason) except -1

@@ -10,8 +10,9 @@ read and fits (P5): a peer that answers twice is found out before anybody is bou
 code, 354; where DATA is refused too, the 2xx to a RSET confirms the verdict. BDAT has no such guard. So a connection
 begins with DATA and turns to BDAT only after a message has been accepted and the first word of its content reply was
 not that of its RCPT reply ("2.0.0" and "2.1.5", "queued" and "recipient"); from then on a content reply that reads like
-a RCPT or MAIL reply is a loss of step. Every envelope inside a window begins with RSET, because a server may keep the
-transaction of a message whose recipient it refused and would then take the next one under the wrong return path.
+a RCPT or MAIL reply is a loss of step. Every BDAT is followed by RSET: its 2xx confirms the verdict, for if a stray line
+was taken for the reply to BDAT, the true one stands here; and a server may keep the transaction of a message whose
+recipient it refused, and would then take the next one under the wrong return path.
 
 After a violation nothing is read or written any more (R6).
 """
@@ -156,7 +157,8 @@ cdef class SmtpProtocol:
         if self.count == SLOTS:
             raise ValueError(f"this connection holds {SLOTS} messages already")
         message.phase = PHASE_QUEUED_C
-        message.refused_stage = 0
+        message.verdict_stage = 0
+        message.answered = False
         self.slots[(self.head + self.count) & (SLOTS - 1)] = message
         self.count += 1
         self.submitted += 1
@@ -240,16 +242,15 @@ cdef class SmtpProtocol:
             envelopes = 1
         if envelopes < 0 or self.envelope_out:
             envelopes = 0
-        # In a window the transaction before is not known to have ended cleanly when the next one is written.
-        reset = self.reset_due or (chunking and (self.expected_count > 0 or size > 0))
+        reset = self.reset_due
         for i in range(envelopes):
             m = <Message> self.slots[(self.head + self.started + i) & (SLOTS - 1)]
             size += _envelope_size(m)
-            if reset or (chunking and i > 0):
+            if reset and i == 0:
                 size += 6
             if chunking:
                 n = PyBytes_GET_SIZE(m.wire)
-                size += 12 + _digits(n) + n  # "BDAT " n " LAST\r\n"
+                size += 18 + _digits(n) + n  # "BDAT " n " LAST\r\n" content "RSET\r\n"
             else:
                 size += 6
 
@@ -275,7 +276,7 @@ cdef class SmtpProtocol:
             tail += 1
         for i in range(envelopes):
             m = <Message> self.slots[(self.head + self.started) & (SLOTS - 1)]
-            if reset or (chunking and i > 0):
+            if reset:
                 at = _put(at, b"RSET\r\n", 6)
                 self.expected[tail & (RING - 1)] = AWAIT_RSET
                 tail += 1
@@ -298,7 +299,10 @@ cdef class SmtpProtocol:
                         break
                 at = _put(at, b" LAST\r\n", 7)
                 at = _put_bytes(at, m.wire)
+                at = _put(at, b"RSET\r\n", 6)
                 self.expected[(tail + 2) & (RING - 1)] = AWAIT_BDAT
+                self.expected[(tail + 3) & (RING - 1)] = AWAIT_RSET
+                tail += 1
                 m.phase = PHASE_FINAL_C
                 self.last_content = m
             else:
@@ -418,12 +422,12 @@ cdef class SmtpProtocol:
         self.fault = reason
         return 0
 
-    cdef int _refuse(self, Message message, int stage, int code, const unsigned char *text, Py_ssize_t length) except -1:
-        # The first refusal of a message is the one that counts: what follows it is only its echo.
-        if message.refused_stage == 0:
-            message.refused_stage = stage
-            message.refused_code = code
-            message.refused_text = self._text(text, length)
+    cdef int _note(self, Message message, int stage, int code, const unsigned char *text, Py_ssize_t length) except -1:
+        # A verdict to be confirmed. The first refusal of a message is the one that counts: what follows is only its echo.
+        if message.verdict_stage == 0:
+            message.verdict_stage = stage
+            message.verdict_code = code
+            message.verdict_text = self._text(text, length)
         return 0
 
     cdef int _decide(self, int stage, int code, bytes text, list outcomes) except -1:
@@ -436,9 +440,9 @@ cdef class SmtpProtocol:
         outcomes.append(Outcome.__new__(Outcome, self.session, m, code, text, stage, True))
         return 0
 
-    cdef int _decide_refused(self, list outcomes) except -1:
+    cdef int _decide_noted(self, list outcomes) except -1:
         cdef Message m = <Message> self.slots[self.head]
-        return self._decide(m.refused_stage, m.refused_code, m.refused_text, outcomes)
+        return self._decide(m.verdict_stage, m.verdict_code, m.verdict_text, outcomes)
 
     cdef int _reply(self, int code, const unsigned char *text, Py_ssize_t length, list outcomes) except -1:
         cdef Message m
@@ -459,31 +463,29 @@ cdef class SmtpProtocol:
             return self._violation(f"reply code {code} to {self.awaited()}")
         self.replies += 1
 
-        if kind == AWAIT_BDAT or kind == AWAIT_DOT:
+        if kind == AWAIT_BDAT:
             m = <Message> self.slots[self.head]
-            word = _first_word(text, length)
             if accepted:
-                if kind == AWAIT_BDAT:
-                    if m.refused_stage:
-                        return self._violation(f"{code} to BDAT although its envelope was refused")
-                    if word != self.word_final and (word == self.word_rcpt or word == self.word_mail):
-                        shown = self._text(text, length)
-                        return self._violation(f"the reply to BDAT reads like one to another command: {code} {shown!r:.80}")
-                elif self.mode == MODE_CHUNKING_C and not self.learned and word != self.seen_rcpt:
-                    self.word_final, self.word_rcpt, self.word_mail, self.learned = word, self.seen_rcpt, self.seen_mail, True
-                self.expected_head = (self.expected_head + 1) & (RING - 1)
-                self.expected_count -= 1
-                self.transaction_open = False
-                return self._decide(STAGE_CONTENT_C, code, self._text(text, length), outcomes)
-            self._refuse(m, STAGE_CONTENT_C, code, text, length)
-            # A refused BDAT may leave its transaction open; after a dot it is over whatever the answer (RFC 5321 §4.1.1.4).
-            if kind == AWAIT_BDAT and self.transaction_open:
-                self.reset_due = True
-            else:
-                self.transaction_open = False
+                word = _first_word(text, length)
+                if m.verdict_stage:
+                    return self._violation(f"{code} to BDAT although its envelope was refused")
+                if word != self.word_final and (word == self.word_rcpt or word == self.word_mail):
+                    shown = self._text(text, length)
+                    return self._violation(f"the reply to BDAT reads like one to another command: {code} {shown!r:.80}")
+            self._note(m, STAGE_CONTENT_C, code, text, length)
+            m.answered = True
             self.expected_head = (self.expected_head + 1) & (RING - 1)
             self.expected_count -= 1
-            return self._decide_refused(outcomes)
+            return 0
+
+        if kind == AWAIT_DOT:
+            if accepted and self.mode == MODE_CHUNKING_C and not self.learned:
+                word = _first_word(text, length)
+                if word != self.seen_rcpt:
+                    self.word_final, self.word_rcpt, self.word_mail, self.learned = word, self.seen_rcpt, self.seen_mail, True
+            self.expected_head = (self.expected_head + 1) & (RING - 1)
+            self.expected_count -= 1
+            return self._decide(STAGE_CONTENT_C, code, self._text(text, length), outcomes)
 
         if kind == AWAIT_DATA:
             m = <Message> self.slots[self.head]
@@ -493,16 +495,16 @@ cdef class SmtpProtocol:
             self.expected_count -= 1
             self.envelope_out = False
             if code == 354:
-                if m.refused_stage:
+                if m.verdict_stage:
                     # No recipient, and yet it waits for content (RFC 2920 §3.1): only a lone dot keeps the connection in step.
                     self.lone_dot_due = True
-                    return self._decide_refused(outcomes)
+                    return self._decide_noted(outcomes)
                 self.content_due = True
                 return 0
-            self._refuse(m, STAGE_DATA_C, code, text, length)
+            self._note(m, STAGE_DATA_C, code, text, length)
             self.reset_due = True
             if self.mode == MODE_LOCK_STEP_C:
-                return self._decide_refused(outcomes)
+                return self._decide_noted(outcomes)
             # Three refusals in a row could be shifted by one: the reply to RSET, a 2xx, tells.
             self.unconfirmed = True
             return 0
@@ -511,38 +513,37 @@ cdef class SmtpProtocol:
         self.expected_count -= 1
         if kind == AWAIT_MAIL:
             if accepted:
-                self.transaction_open = True
                 self.seen_mail = _first_word(text, length)
                 if self.mode == MODE_LOCK_STEP_C:
                     self.next_command = AWAIT_RCPT
             else:
-                self._refuse(<Message> self.slots[self.head], STAGE_MAIL_C, code, text, length)
+                self._note(<Message> self.slots[self.head], STAGE_MAIL_C, code, text, length)
                 if self.mode == MODE_LOCK_STEP_C:
-                    self._decide_refused(outcomes)
+                    self._decide_noted(outcomes)
         elif kind == AWAIT_RCPT:
             if accepted:
-                if (<Message> self.slots[self.head]).refused_stage:
+                if (<Message> self.slots[self.head]).verdict_stage:
                     return self._violation(f"{code} to RCPT although MAIL was refused")
                 self.seen_rcpt = _first_word(text, length)
                 if self.mode == MODE_LOCK_STEP_C:
                     self.next_command = AWAIT_DATA
             else:
-                self._refuse(<Message> self.slots[self.head], STAGE_RCPT_C, code, text, length)
+                self._note(<Message> self.slots[self.head], STAGE_RCPT_C, code, text, length)
                 if self.mode == MODE_LOCK_STEP_C:
                     self.reset_due = True
-                    self._decide_refused(outcomes)
+                    self._decide_noted(outcomes)
         elif kind == AWAIT_LONE_DOT:
-            self.transaction_open = False
+            pass  # whatever it says, the empty message is over (RFC 5321 §4.1.1.4)
         elif kind == AWAIT_RSET:
-            if not accepted and code != 421:
-                shown = self._text(text, length)
-                return self._violation(f"RSET refused: {code} {shown!r:.80}")
-            self.transaction_open = False
-            if self.unconfirmed and accepted:
+            if not accepted:
+                if code != 421:
+                    self.shifted = True
+                    shown = self._text(text, length)
+                    self._violation(f"RSET refused: {code} {shown!r:.80}")
+            elif self.mode != MODE_LOCK_STEP_C:
+                # Every RSET inside a group confirms the verdict before it.
                 self.unconfirmed = False
-                return self._decide_refused(outcomes)
-            if not self.unconfirmed:
-                self.reset_due = False
+                return self._decide_noted(outcomes)
         else:
             self.quit_answered = True
         return 0
@@ -552,7 +553,7 @@ cdef class SmtpProtocol:
     cpdef lose(self, str reason, bint violation, list outcomes):
         """The connection is gone: decide every message begun, and hand back those not begun.
 
-        A refusal that was read stands unless the peer is known to have lost step (`violation`). A message is in doubt when
+        A verdict that was read stands unless the peer is known to have lost step before it (`violation`). A message is in doubt when
         its final octet had left, unless a 421 was read before: a server that said so works on nothing sent after it.
         """
         cdef Message m
@@ -560,8 +561,8 @@ cdef class SmtpProtocol:
         cdef bint in_doubt
         while self.started:
             m = <Message> self.slots[self.head]
-            if m.refused_stage and not violation:
-                self._decide_refused(outcomes)
+            if m.verdict_stage and (not violation or (m.answered and not self.shifted)):
+                self._decide_noted(outcomes)
                 continue
             in_doubt = m.phase == PHASE_FINAL_C and (violation or not self.closing)
             self.slots[self.head] = None
