@@ -15,7 +15,7 @@ from liquid.builtin.content import ContentNode
 from liquid.exceptions import LiquidError
 from liquid.stream import TokenStream
 from liquid.template import BoundTemplate
-from liquid.token import Token
+from liquid.token import TOKEN_EXPRESSION, Token
 
 from compose import filters
 from compose.translate import Context, Translator, blocks
@@ -24,6 +24,8 @@ from ext import template as ops
 
 MAX_TEMPLATE_CHARACTERS: Final = 1_000_000
 MAX_PENDING: Final = 64  # openings without an end behind the last end of their kind
+MAX_TAG_CHARACTERS: Final = 20_000
+MAX_PARENTHESES: Final = 100  # in one tag
 MAX_BLANKS: Final = 1024  # blanks in a row right after an opening, as in BLANKS
 
 # The lexer looks for the end of each opening up to the end of the text: many openings without one would cost the square.
@@ -117,6 +119,17 @@ def _check_source(field: str, source: str) -> None:
         raise Invalid(field, f"{_position(source, match.start())}: more than {MAX_BLANKS} blanks in a tag")
 
 
+def _check_expressions(field: str, source: str, env: _Environment) -> None:
+    """Refuse tags python-liquid would read too slowly: it looks to the end of the tag from each opening parenthesis."""
+    for token in env.tokenizer()(source):
+        if token.kind != TOKEN_EXPRESSION:
+            continue
+        if len(token.value) > MAX_TAG_CHARACTERS:
+            raise Invalid(field, f"{_position(source, token.start_index)}: a tag is longer than {MAX_TAG_CHARACTERS} characters")
+        if token.value.count("(") > MAX_PARENTHESES:
+            raise Invalid(field, f"{_position(source, token.start_index)}: a tag holds more than {MAX_PARENTHESES} parentheses")
+
+
 def _rewritten(nodes: list[Node], env: Environment, rewrite: Rewrite) -> list[Node]:
     return [new for node in nodes for new in (rewrite(env, node) if isinstance(node, ContentNode) else [node])]
 
@@ -129,6 +142,7 @@ def compile_template(field: str, source: str, env: _Environment, constants: dict
     _check_source(field, source)
     env.at = None
     try:
+        _check_expressions(field, source, env)
         template = env.from_string(source)
         if rewrite is not None:
             template.nodes = _rewritten(template.nodes, env, rewrite)

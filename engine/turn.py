@@ -76,7 +76,7 @@ class Turn:
             self._settle(outcome)
         closed, self._closed = self._closed, []
         for session, reason in closed:
-            session.owner.closed(session, reason, trouble=True)
+            session.owner.closed(session, reason, trouble=not session.graceful)
         ready = list(self._ready)
         self._ready.clear()
         if len(ready) > _SESSIONS_PER_TURN:

@@ -300,7 +300,7 @@ cdef class Both(Expression):
 cdef enum:  # filters with a short way for plain strings
     ORDINARY, DEFAULT, ESCAPE
 
-cdef Py_ssize_t MEMO_ENTRIES = 4096, MEMO_CHARACTERS = 40
+cdef Py_ssize_t MEMO_ENTRIES = 8192, MEMO_CHARACTERS = 40
 
 
 @cython.final

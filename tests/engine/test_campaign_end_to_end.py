@@ -54,8 +54,10 @@ async def test_every_recipient_gets_one_personal_message_and_one_record(machine:
     number = message["To"].removeprefix("p").partition("@")[0]
     assert message["Subject"] == f"To Ada {number}"
     text, html = message.get_body(("plain",)), message.get_body(("html",))
-    assert text is not None and text.get_content().strip() == f"Hello Ada {number}"
-    assert html is not None and html.get_content().strip() == f"<p>Hello Ada {number}</p>"
+    assert text is not None
+    assert text.get_content().strip() == f"Hello Ada {number}"
+    assert html is not None
+    assert html.get_content().strip() == f"<p>Hello Ada {number}</p>"
     assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
 
 
