@@ -15,7 +15,7 @@ from liquid.builtin.content import ContentNode
 from liquid.exceptions import LiquidError
 from liquid.stream import TokenStream
 from liquid.template import BoundTemplate
-from liquid.token import TOKEN_EXPRESSION, Token
+from liquid.token import TOKEN_EXPRESSION, TOKEN_OUTPUT, TOKEN_TAG, Token
 
 from compose import filters
 from compose.translate import Context, Translator, blocks
@@ -24,6 +24,7 @@ from ext import template as ops
 
 MAX_TEMPLATE_CHARACTERS: Final = 1_000_000
 MAX_PENDING: Final = 64  # openings without an end behind the last end of their kind
+MAX_TAGS: Final = 20_000
 MAX_TAG_CHARACTERS: Final = 20_000
 MAX_PARENTHESES: Final = 100  # in one tag
 MAX_BLANKS: Final = 1024  # blanks in a row right after an opening, as in BLANKS
@@ -120,9 +121,16 @@ def _check_source(field: str, source: str) -> None:
 
 
 def _check_expressions(field: str, source: str, env: _Environment) -> None:
-    """Refuse tags python-liquid would read too slowly: it looks to the end of the tag from each opening parenthesis."""
+    """Refuse what python-liquid would read too slowly.
+
+    Each tag costs microseconds, and within one it looks to the end from each opening parenthesis.
+    """
+    tags = 0
     for token in env.tokenizer()(source):
         if token.kind != TOKEN_EXPRESSION:
+            tags += token.kind in (TOKEN_OUTPUT, TOKEN_TAG)
+            if tags > MAX_TAGS:
+                raise Invalid(field, f"{_position(source, token.start_index)}: there are more than {MAX_TAGS} tags")
             continue
         if len(token.value) > MAX_TAG_CHARACTERS:
             raise Invalid(field, f"{_position(source, token.start_index)}: a tag is longer than {MAX_TAG_CHARACTERS} characters")
