@@ -158,10 +158,13 @@ class _Demo:
             write_json(result)
         else:
             summary(lines)
+            gone = "" if stay else "   (gone now; --stay keeps it)"
+            control = f"http://127.0.0.1:{self._settings.control.port}"
             summary([
                 ("", "", ""),
-                ("Mailbox", f"http://{ready['sink']['http']}/{'' if stay else '   (gone now; --stay keeps it)'}", ""),
-                ("API", f"http://127.0.0.1:{self._settings.control.port}/docs{'' if stay else '   (gone now; --stay keeps it)'}", ""),
+                ("Console", f"{control}/{gone or f'   (sign in with the key in {load.admin_key_path(self._settings)})'}", ""),
+                ("Mailbox", f"http://{ready['sink']['http']}/{gone}", ""),
+                ("API", f"{control}/docs{gone}", ""),
                 ("Accounting", str(load.accounting_path(self._settings).parent), ""),
                 ("Logs", str(self._directory / "log"), ""),
             ])  # fmt: skip
@@ -288,8 +291,9 @@ class _Campaign:
             seconds=round(seconds, 3),
         )
         lines: list[Line] = [("", "", ""), ("Imported", result.imported, f"of {report.rows:,} rows"), ("Refused", result.refused, "")]
-        kinds = Counter(f"{refusal.field}: {refusal.reason.split(' of row ')[0]}"[:70] for refusal in report.refusals)
-        first = {f"{refusal.field}: {refusal.reason.split(' of row ')[0]}"[:70]: refusal.row for refusal in reversed(report.refusals)}
+        reasons = [(f"{refusal.field or 'row'}: {refusal.reason.split(' of row ')[0]}"[:70], refusal.row) for refusal in report.refusals]
+        kinds = Counter(reason for reason, _ in reasons)
+        first = dict(reversed(reasons))
         lines += [("", count, f"{reason} (first: row {first[reason]:,})") for reason, count in kinds.most_common()]
         agree = result.sink_accepted == result.delivered
         lines += [
