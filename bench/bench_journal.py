@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ext import journal_record
+from ext import accounting_lines, journal_record, ledger_rows
 from journal.accounting_files import AccountingFiles
 from journal.ledger import Ledger
 from journal.segment_files import Reader
@@ -107,10 +107,10 @@ def bench_records(messages: int, directory: Path, *, null: bool) -> dict[str, fl
         for block in blocks:
             intents.feed(block, 1)
 
-    found["rows for COPY and progress"] = measure(messages, lambda: [journal_record.copy_rows(block, progress, {1}) for block in blocks])
-    found["batches touched"] = measure(messages, lambda: [journal_record.touched(block) for block in blocks])
+    found["rows for COPY and progress"] = measure(messages, lambda: [ledger_rows.copy_rows(block, progress, {1}) for block in blocks])
+    found["batches touched"] = measure(messages, lambda: [ledger_rows.touched(block) for block in blocks])
     found["open intents"] = measure(messages, feed_intents)
-    found["CSV lines"] = measure(messages, lambda: [journal_record.csv_lines(block, "dbt") for block in blocks])
+    found["CSV lines"] = measure(messages, lambda: [accounting_lines.csv_lines(block, "dbt") for block in blocks])
 
     async def files() -> None:
         writer = AccountingFiles(journal, directory / "out" / "acct.csv")

@@ -24,7 +24,7 @@ def cli(config: str | None) -> None:
 
 
 @cli.command(epilog=EPILOG)
-@click.option("--recipients", "-n", type=click.IntRange(10, 10_000_000), default=10_000, show_default=True, help="Rows of the list it makes.")
+@click.option("--recipients", "-n", type=click.IntRange(10, 10_000_000), default=10_000, show_default=True, help="Rows of its list.")
 @click.option("--engines", type=click.IntRange(1, 256), help="Engine processes. Default: one per core.")
 @click.option("--stay", is_flag=True, help="Keep everything running afterwards, until Ctrl-C: look around in console and mailbox.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object to standard output at the end.")

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from domain.accounting import DEFAULT_COLUMNS
-from ext import journal_record
+from ext import accounting_lines
 from journal.segment_files import START, Position, Reader
 from journal.segments import Journal
 
@@ -120,7 +120,7 @@ class AccountingFiles:
             self._close_file()
         since = 0
         while block := self._reader.read(until=until):
-            self._write_lines(journal_record.csv_lines(block, self._kinds))
+            self._write_lines(accounting_lines.csv_lines(block, self._kinds))
             self._reader.advance()
             since += len(block)
             if since >= _BYTES_BETWEEN_CHECKPOINTS:

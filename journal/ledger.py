@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from domain.errors import Conflict, JournalError, Unavailable
-from ext import journal_record
+from ext import journal_record, ledger_rows
 from journal.segment_files import START, Position, Reader
 from journal.segments import Journal
 from store import accounting
@@ -146,14 +146,14 @@ class Ledger:
         batches: set[accounting.BatchKey] = set()
         campaigns: set[int] = set()
         for block, _ in blocks:
-            touched, about = journal_record.touched(block)
+            touched, about = ledger_rows.touched(block)
             batches.update(touched)
             campaigns.update(about)
 
         def make_rows(progress: accounting.Progress, existing: set[int]) -> accounting.LedgerRows:
             rows = accounting.LedgerRows([], [], {}, 0)
             for block, _ in blocks:
-                copy, retries, totals, strays = journal_record.copy_rows(block, progress, existing)
+                copy, retries, totals, strays = ledger_rows.copy_rows(block, progress, existing)
                 rows.copy.append(copy)
                 rows.retries.extend(retries)
                 for campaign, counts in totals.items():

@@ -23,7 +23,7 @@ Cursor: TypeAlias = tuple[int, int]  # (segment, offset); (0, 0) before anything
 BatchKey: TypeAlias = tuple[int, int]  # (campaign_id, batch)
 Progress: TypeAlias = dict[BatchKey, tuple[bytearray, int]]  # bits, most significant first, and how many there are
 
-# In the order of ext.journal_record.copy_rows
+# In the order of ext.ledger_rows.copy_rows
 COLUMNS = (
     "campaign_id", "number", "attempt", "kind", "at", "batch", "delivery_server_id", "connection", "size", "status", "category",
     "diagnostic", "mta", "recipient",
@@ -35,7 +35,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class LedgerRows(NamedTuple):
-    """What one block of the journal becomes; `ext.journal_record.copy_rows` says how each is made."""
+    """What one block of the journal becomes; `ext.ledger_rows.copy_rows` says how each is made."""
 
     copy: list[bytes]
     retries: list[tuple[int, int, int, int, int]]  # campaign, number, attempt, due at, first attempt at (microseconds)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from domain.errors import Conflict, NotFound
-from ext import journal_record
+from ext import journal_record, ledger_rows
 from store import accounting, feed
 from store.postgres import Pool
 from tests.store.campaigns import make_campaign
@@ -28,10 +28,10 @@ def outcome(
 
 async def put(pool: Pool, expected: tuple[int, int], new: tuple[int, int], *records: bytes, journal: str = JOURNAL) -> int | None:
     block = b"".join(records)
-    batches, campaigns = journal_record.touched(block)
+    batches, campaigns = ledger_rows.touched(block)
 
     def make_rows(progress: accounting.Progress, existing: set[int]) -> accounting.LedgerRows:
-        rows, retries, totals, strays = journal_record.copy_rows(block, progress, existing)
+        rows, retries, totals, strays = ledger_rows.copy_rows(block, progress, existing)
         return accounting.LedgerRows([rows], retries, totals, strays)
 
     return await accounting.record(pool, journal, expected, new, batches, campaigns, make_rows)
