@@ -1,0 +1,6 @@
+from collections.abc import Container
+
+def touched(block: bytes) -> tuple[list[tuple[int, int]], list[int]]: ...
+def copy_rows(
+    block: bytes, done: dict[tuple[int, int], tuple[bytearray, int]], campaigns: Container[int]
+) -> tuple[bytes, list[tuple[int, int, int, int, int]], dict[int, list[int]], int]: ...
