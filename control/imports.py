@@ -37,7 +37,9 @@ class ListImportController(Controller):
         operation_id="importSubscribers",
         summary="Import subscribers",
         request_max_body_size=None,
-        responses={415: ResponseSpec(Problem, generate_examples=False, description="Neither CSV nor NDJSON, or compressed", media_type=MEDIA_TYPE)},
+        responses={
+            415: ResponseSpec(Problem, generate_examples=False, description="Neither CSV nor NDJSON, or compressed", media_type=MEDIA_TYPE)
+        },
     )
     async def create(
         self,
