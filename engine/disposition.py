@@ -8,7 +8,8 @@ Pure. The rows are in `TABLE`; what is not in it does not happen. Choices that a
   and `bounce.classify` says "sender", so nothing is ever suppressed by it. A demand to authenticate or to use TLS (530, 534, 538)
   is about our configuration: the path is suspended until an operator acts, and the recipients wait.
 - 503 means that one of us lost step: the recipient goes back, the connection is not used again (R6).
-- A message that goes back unsent without end would never expire; after `MAX_LOSSES` in a row it counts as deferred.
+- A message that goes back unsent without end would never expire; after `MAX_LOSSES` it counts as deferred. Losses while the server
+  answered nobody weigh a tenth: then it is the server that is in trouble, and trouble of a server uses up no attempt.
 - A link lost after the final octet is in doubt (RFC 1047): a `u` record, then what the delivery server's `on_uncertain` says (R8).
 """
 
@@ -26,6 +27,8 @@ Path = Literal["none", "connect-trouble", "throttle", "suspend"]
 
 REQUEUED: Final = states.PENDING  # back to its batch, unsent: no record, no attempt used
 MAX_LOSSES: Final = 3
+# A dead server must not use up attempts, and yet the last recipient of a campaign must not go round for ever.
+DEAD_SERVER_LOSS: Final = 0.1
 
 
 class Disposition(msgspec.Struct, frozen=True):
@@ -100,13 +103,14 @@ _LOCKED_OUT_CODES: Final = frozenset({530, 534, 538})  # RFC 4954 §6, RFC 3207 
 
 
 def decide(
-    stage: int, code: int, reason: BounceClass | None = None, *, losses: int = 0, on_uncertain: OnUncertain = "retry"
+    stage: int, code: int, reason: BounceClass | None = None, *, losses: float = 0, on_uncertain: OnUncertain = "retry"
 ) -> Disposition:
     """Say what becomes of one message's recipient.
 
     `stage` is a STAGE_ constant of `ext.smtp_session`: STAGE_LOST when the link went after the final octet, STAGE_UNSENT when it went
     before. `code` is the reply's, 0 without one. `reason` is `bounce.classify` of the reply; it is needed for 4xx and 5xx only.
-    `losses` counts how often this message has already gone back after it was begun, this time included; 0 when it never was begun.
+    `losses` adds up how often this message has gone back after it was begun, this time included, each time weighed 1 or, while the
+    server answers nobody at all, `DEAD_SERVER_LOSS`; 0 when it never was begun.
     Raises KeyError on a stage that is not in the table.
     """
     row = TABLE[stage]
@@ -143,7 +147,7 @@ def _with_path(disposition: Disposition, reason: BounceClass | None) -> Disposit
     return msgspec.structs.replace(disposition, path="throttle")
 
 
-def _bounded(disposition: Disposition, losses: int) -> Disposition:
+def _bounded(disposition: Disposition, losses: float) -> Disposition:
     """Turn the third loss of the same message into a deferral: something about it may be what breaks the link."""
     if losses < MAX_LOSSES:
         return disposition

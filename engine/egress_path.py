@@ -16,7 +16,9 @@ from domain.egress import DeliveryServer
 from domain.errors import ConnectFailed
 from engine import path_plan
 from engine.connect import Connected, connect
+from engine.disposition import DEAD_SERVER_LOSS
 from engine.held import HeldBatch
+from engine.path_health import ALL, LOCK_STEP, PathHealth
 from engine.throttle import TokenBucket
 from ext.smtp_session import SmtpSession
 from store.redis_keys import PRIORITY_CLASSES
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from engine.turn import Turn
 
 IDLE_TIMEOUT_SECONDS = 10.0
+QUIET_SECONDS = 10.0  # no reply on any connection for so long is worth a word in the status
 _connection_ids = itertools.count(1)
 
 # Of seven turns four go to transactional mail, two to autoresponders, one to marketing; a class with nothing waiting passes its turn on.
@@ -32,17 +35,20 @@ _TURNS = (0, 1, 0, 2, 0, 1, 0)
 
 
 class Facts:
-    """What the accounting records of one connection's messages have in common."""
+    """What the accounting records of one connection's messages have in common, and what became of them without an answer."""
 
-    __slots__ = ("destination_ip", "esmtp", "mta", "queue_suffix", "smtputf8", "source_ip")
+    __slots__ = ("answers_before", "destination_ip", "esmtp", "level", "mta", "queue_suffix", "smtputf8", "source_ip", "unanswered")
 
-    def __init__(self, server: DeliveryServer, connected: Connected) -> None:
+    def __init__(self, server: DeliveryServer, connected: Connected, level: int, answers_before: int) -> None:
         self.mta = f"{server.host} ({connected.peer_ip})" if connected.peer_ip else server.host
         self.source_ip = connected.source_ip
         self.destination_ip = connected.peer_ip
         self.esmtp = ",".join(connected.capabilities)
         self.queue_suffix = "/" + server.name
         self.smtputf8 = connected.smtputf8
+        self.level = level
+        self.answers_before = answers_before  # the path's, when this connection began
+        self.unanswered = 0  # messages begun that came back
 
 
 class EgressPath:
@@ -54,6 +60,8 @@ class EgressPath:
         self._turn = turn
         self._ehlo_name = ehlo_name
         self._share = share
+        self.health = PathHealth(time.monotonic())
+        self._looked_at = (0, 0)
         self.bucket = TokenBucket(self._rate_share(), time.monotonic())
         self.sessions: set[SmtpSession] = set()
         self._waiting: set[SmtpSession] = set()  # have room and found nothing to send
@@ -63,14 +71,12 @@ class EgressPath:
         self.held = 0  # batches leased for this path and not settled; kept by intake
         self.ready = 0
         self.draining = False
-        self.failures = 0
-        self._permanent = False
-        self._retry_at = 0.0
         self._idle_since = time.monotonic()
         self.state = "idle"
         self.sentence = "nothing to send yet"
         self.since = time.time()
         self.delivered = self.bounced = self.deferred = self.uncertain = 0
+        self.answers = 0  # recipients the server has decided, well or badly
         self.connections_opened = 0
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"egress path {server.name}")
@@ -84,7 +90,18 @@ class EgressPath:
         return whole + (1 if rank < rest else 0)
 
     def _rate_share(self) -> float:
-        return self.server.limits.max_messages_per_second / self._share[1]
+        """Messages per second: this engine's share of the limit, or less where the server asks for it; 0 = no limit."""
+        share = self.server.limits.max_messages_per_second / self._share[1]
+        pace = self.health.pace.per_second
+        return min(share, pace) if share and pace else share or pace
+
+    @property
+    def failures(self) -> int:
+        """Failed connections in a row; 0 while another one works."""
+        return 0 if self._works() else self.health.failures
+
+    def _works(self) -> bool:
+        return any(session.sent > session.facts.unanswered + session.in_flight for session in self.sessions)
 
     def reconfigure(self, server: DeliveryServer, password: str, share: tuple[int, int]) -> None:
         """Apply a new version of the server or a new share of its limits; open connections that are still allowed stay."""
@@ -93,7 +110,7 @@ class EgressPath:
                 self.server.host, self.server.port, self.server.security, self.server.username,
             ) or password != self._password  # fmt: skip
             self.server, self._password = server, password
-            self._retry_at, self.failures, self._permanent = 0.0, 0, False
+            self.health.forget_failures(moved=moved)
             if moved or not server.enabled:
                 for session in list(self.sessions):
                     session.quit()
@@ -167,23 +184,49 @@ class EgressPath:
         self._turn.ready(session)
 
     def closed(self, session: SmtpSession, reason: str, *, trouble: bool) -> None:
-        """A connection has ended; `trouble` when the server ended it and it had not carried a single message."""
+        """A connection has ended; `trouble` unless it was we who ended it with everything answered."""
         self.sessions.discard(session)
         self._waiting.discard(session)
-        if trouble and not session.sent:
-            self._failed(reason, permanent=False)
+        if session.violated:
+            self._demote(reason, session.facts.level)
+        if not trouble:
+            self.answered(session)
+        elif session.sent <= session.facts.unanswered:
+            # It answered nobody: opening the next one at once would be a loop
+            self._failed(reason, session.connection_id, connected=True)
         self.wake()
 
-    def suspend(self, sentence: str) -> None:
+    def suspend(self, sentence: str, session: SmtpSession) -> None:
         """Stop until an operator acts or a minute has passed: the server asks for something our configuration does not give."""
-        self._failed(sentence, permanent=True)
+        session.facts.unanswered += 1
+        self._failed(sentence, session.connection_id, permanent=True)
 
-    def _failed(self, sentence: str, *, permanent: bool) -> None:
-        self.failures += 1
-        self._permanent = permanent
-        pause = path_plan.backoff_seconds(self.failures, permanent=permanent, jitter=random.random())
-        self._retry_at = time.monotonic() + pause
-        self._say("suspended" if permanent else "failing", f"{sentence}; next try in {pause:.0f} s, recipients wait")
+    def _failed(self, sentence: str, connection: int, *, permanent: bool = False, connected: bool = False) -> None:
+        self.health.failed(
+            sentence, connection, next(_connection_ids), time.monotonic(),
+            permanent=permanent, connected=connected, engines=self._share[1], dice=random.random(),
+        )  # fmt: skip
+
+    def answered(self, session: SmtpSession) -> None:
+        """A recipient was decided on `session`: if the server was failing, it works again."""
+        if self.health.answered(session.connection_id):
+            self.wake()
+
+    def came_back(self, session: SmtpSession) -> float:
+        """A message begun on `session` has no answer; says how much that speaks against the message and not the server."""
+        session.facts.unanswered += 1
+        return 1.0 if self.answers > session.facts.answers_before else DEAD_SERVER_LOSS
+
+    def slow_down(self, sentence: str) -> None:
+        """A reply asked us to."""
+        self.health.throttled += 1
+        self.health.throttle_said = sentence
+
+    def _demote(self, sentence: str, level: int) -> None:
+        self.health.lost_step(sentence, level, time.monotonic())
+        for session in list(self.sessions):
+            if session.facts.level < self.health.level:
+                session.quit()
 
     def _say(self, state: str, sentence: str) -> None:
         if state != self.state:
@@ -192,26 +235,46 @@ class EgressPath:
 
     def describe(self) -> None:
         """Bring `state` and `sentence` up to date: what an operator reads in `sluice status`."""
+        now, health = time.monotonic(), self.health
+        where = f"{self.server.host}:{self.server.port}"
         if not self.server.enabled:
             self._say("disabled", "switched off")
         elif self.server.limits.max_connections == 0:
             self._say("disabled", "max_connections is 0, so nothing is sent")
         elif self.failures:
-            return  # what failed has already been said
+            state = "suspended" if health.permanent else "failing"
+            self._say(state, f"{health.failure}; {health.next_try(now)}, recipients wait")
         elif self.sessions:
-            self._say("sending" if self.ready or any(s.in_flight for s in self.sessions) else "idle", "connected")
+            busy = [session for session in self.sessions if session.in_flight]
+            notes = health.notes(now)
+            if busy and (quiet := now - max(session.last_activity for session in busy)) >= QUIET_SECONDS:
+                notes.insert(0, f"no reply on any of {len(busy)} connections for {quiet:.0f} s")
+            self._say("sending" if self.ready or busy else "idle", "; ".join([f"connected to {where}", *notes]))
         elif self._connecting:
-            self._say("connecting", f"connecting to {self.server.host}:{self.server.port}")
+            self._say("connecting", f"connecting to {where}")
         elif self.max_connections == 0:
             self._say("idle", "other engines hold all of max_connections")
         else:
-            self._say("idle", "nothing to send")
+            self._say("idle", "; ".join(["nothing to send", *health.notes(now)]))
 
     def check_deadlines(self, now: float) -> None:
-        """Cut every connection whose peer has not answered in time (the one timer for all of them)."""
+        """The one timer of all connections, about twice a second: cut those whose peer has not answered in time; adapt the pace."""
         for session in list(self.sessions):
-            if session.deadline and now >= session.deadline:
-                session.expire()
+            if session.deadline:
+                if now >= session.deadline:
+                    session.expire()
+            elif session.in_flight and not self._turn.trouble and now - session.last_activity > session.command_timeout:
+                session.abort("nothing is awaited and nothing can be sent")
+        answered, throttled = self._looked_at
+        self._looked_at = self.answers, self.health.throttled
+        self.health.pace.look(now, self.answers - answered, self.health.throttled - throttled)
+        if (rate := self._rate_share()) != self.bucket.per_second:
+            self.bucket.set_rate(rate)
+            self.wake()
+        if self.health.trust_again(now):
+            for session in list(self.sessions):
+                if session.facts.level != ALL:
+                    session.quit()
 
     async def _run(self) -> None:
         while True:
@@ -219,6 +282,7 @@ class EgressPath:
             idle = [s for s in self.sessions if s.idle]
             if self.ready or len(idle) < len(self.sessions):
                 self._idle_since = now
+            probing = self.health.failures > 0 or not self.health.proven
             plan = path_plan.next_actions(
                 path_plan.PathView(
                     now=now,
@@ -229,8 +293,9 @@ class EgressPath:
                     connecting=len(self._connecting),
                     idle=len(idle),
                     max_connections=self.max_connections,
-                    retry_at=self._retry_at,
-                    failures=self.failures,
+                    retry_at=self.health.retry_at,
+                    probing=probing,
+                    probes=len(self._connecting) + sum(self.health.since_failure(s.connection_id) for s in self.sessions) if probing else 0,
                     tokens_at=self.bucket.ready_at(now),
                     idle_since=self._idle_since,
                     idle_timeout=IDLE_TIMEOUT_SECONDS,
@@ -254,38 +319,38 @@ class EgressPath:
                     await self._wake.wait()
 
     async def _connect(self) -> None:
-        server = self.server
+        server, number = self.server, next(_connection_ids)
         try:
             connected = await connect(server, password=self._password, ehlo_name=self._ehlo_name, source_address=None)
         except ConnectFailed as failure:
-            self._failed(str(failure), permanent=failure.permanent)
+            self._failed(str(failure), number, permanent=failure.permanent)
             self.wake()
             return
         except asyncio.CancelledError:
             raise
         except Exception as bug:
             # a path must outlive what we did not foresee; it is said where the operator looks
-            self._failed(f"connecting failed unexpectedly: {type(bug).__name__}: {bug}", permanent=False)
+            self._failed(f"connecting failed unexpectedly: {type(bug).__name__}: {bug}", number)
             self.wake()
             return
-        self.failures, self._permanent = 0, False
+        if self.draining or server is not self.server:
+            connected.transport.abort()
+            return
+        self.health.proven = True
         self.connections_opened += 1
-        limits = server.limits
+        limits, level = server.limits, self.health.level
         session = SmtpSession(
             self._turn,
             self,
-            pipelining=limits.pipelining and connected.pipelining,
-            chunking=limits.chunking and connected.chunking,
+            pipelining=limits.pipelining and connected.pipelining and level != LOCK_STEP,
+            chunking=limits.chunking and connected.chunking and level == ALL,
             window=limits.bdat_window,
             max_messages=limits.max_messages_per_connection,
             command_timeout=limits.command_timeout_seconds,
             final_dot_timeout=limits.final_dot_timeout_seconds,
-            connection_id=next(_connection_ids),
-            facts=Facts(server, connected),
+            connection_id=number,
+            facts=Facts(server, connected, level, self.answers),
         )
-        if self.draining or server is not self.server:
-            connected.transport.abort()
-            return
         session.start(connected.transport)
         self.opened(session)
         self.wake()

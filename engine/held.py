@@ -49,7 +49,10 @@ class LiveCampaign:
 class HeldBatch:
     """A leased batch. Recipient `i` is `batch.recipients[i]`; its bit in the batch row is `batch.positions[i]`."""
 
-    __slots__ = ("batch", "campaign", "cursor", "epoch", "in_flight", "key", "lease_until", "losses", "lost", "open", "returned")
+    __slots__ = (
+        "batch", "campaign", "cursor", "epoch", "in_flight", "key", "lease_until", "losses", "lost", "moved_at", "open", "open_then",
+        "returned", "returning",
+    )  # fmt: skip
 
     def __init__(self, batch: Batch, campaign: LiveCampaign, epoch: int, done: BitString, lease_until: float) -> None:
         bits = done.bytes
@@ -66,9 +69,12 @@ class HeldBatch:
         self.open = len(left)  # recipients without an outcome
         self.in_flight = 0  # of those, handed to a connection
         self.cursor = 0
-        self.returned: list[int] = []  # came back unsent: taken again before the cursor moves on
-        self.losses: dict[int, int] = {}
+        self.returned: list[int] = []  # came back unsent: taken again when everybody else has been
+        self.losses: dict[int, float] = {}  # how much speaks against a recipient whose connection ended before its answer
         self.lost = False  # nothing more of it may be sent under this lease (R4)
+        self.returning = False  # it is being handed back: lost for good
+        self.open_then = -1  # what `open` was when the watchdog last saw it move, and when that was (monotonic)
+        self.moved_at = 0.0
 
     @property
     def ready(self) -> int:
@@ -77,11 +83,13 @@ class HeldBatch:
 
     def take(self, count: int) -> list[int]:
         """Take up to `count` recipients for sending; returns their indexes."""
-        taken = self.returned[:count]
-        del self.returned[:count]
-        upto = min(len(self.batch.recipients), self.cursor + count - len(taken))
-        taken.extend(range(self.cursor, upto))
+        upto = min(len(self.batch.recipients), self.cursor + count)
+        taken = list(range(self.cursor, upto))
         self.cursor = upto
+        # Last, because one of them may be what the server ends its connections for
+        left = count - len(taken)
+        taken.extend(self.returned[:left])
+        del self.returned[:left]
         self.in_flight += len(taken)
         return taken
 

@@ -7,6 +7,7 @@ import msgspec
 
 MIN_BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 300.0
+MAX_CONNECTED_BACKOFF_SECONDS = 30.0  # it greets us, and then ends every connection without an answer to any message
 OPERATOR_BACKOFF_SECONDS = 60.0  # wrong password, TLS missing: at most one try a minute, so no account is locked out
 MESSAGES_PER_NEW_CONNECTION = 20  # do not open another connection for less work than this
 
@@ -23,7 +24,8 @@ class PathView(msgspec.Struct, frozen=True):
     idle: int  # open connections with nothing in flight
     max_connections: int  # this engine's share
     retry_at: float  # after a failed connection: not before
-    failures: int  # failed connections in a row
+    probing: bool  # the server is failing, or has never been reached: one connection tries it
+    probes: int  # such connections, open or being opened
     tokens_at: float  # when the throttle allows the next message
     idle_since: float  # when the path last had work
     idle_timeout: float
@@ -41,22 +43,22 @@ def next_actions(view: PathView) -> Actions:
     """Decide for one path.
 
     1. Not allowed to send (disabled, draining): idle connections close, nothing opens.
-    2. Work is waiting and connections are missing: open as many as the work is worth; one alone while the server is failing.
+    2. Work is waiting and connections are missing: open as many as the work is worth; one alone while the server is failing or unknown.
     3. Nothing to do: keep connections for `idle_timeout`, then close them.
     """
     if not view.enabled or view.draining or view.max_connections == 0:
         return Actions(close_idle=view.idle)
     surplus = max(0, view.open - view.max_connections)
     if view.ready:
+        tokens_at = view.tokens_at if view.tokens_at > view.now else float("inf")
         if view.now < view.retry_at:
-            return Actions(close_idle=min(surplus, view.idle), look_again_at=view.retry_at)
+            return Actions(close_idle=min(surplus, view.idle), look_again_at=min(view.retry_at, tokens_at))
         worth = 1 + view.ready // MESSAGES_PER_NEW_CONNECTION
         target = min(view.max_connections, worth)
-        if view.failures:
-            target = min(target, view.open + 1)  # one probe at a time until one succeeds
         wanted = max(0, target - view.open - view.connecting)
-        look_again = view.tokens_at if view.tokens_at > view.now else float("inf")
-        return Actions(open=wanted, close_idle=min(surplus, view.idle), look_again_at=look_again)
+        if view.probing:
+            wanted = min(wanted, 1 - min(1, view.probes))
+        return Actions(open=wanted, close_idle=min(surplus, view.idle), look_again_at=tokens_at)
     if view.idle:
         closes_at = view.idle_since + view.idle_timeout
         if view.now >= closes_at:
@@ -65,9 +67,13 @@ def next_actions(view: PathView) -> Actions:
     return Actions()
 
 
-def backoff_seconds(failures: int, *, permanent: bool, jitter: float) -> float:
-    """How long to wait after `failures` failed connections in a row; `jitter` in 0..1 spreads the engines over ±20 %."""
-    base = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
+def backoff_seconds(failures: int, *, permanent: bool, connected: bool, jitter: float) -> float:
+    """How long to wait after `failures` failures in a row; `jitter` in 0..1 spreads the engines over 40 %.
+
+    `permanent`: only an operator can mend it, so never sooner than in a minute. `connected`: the server did greet us.
+    """
+    longest = MAX_CONNECTED_BACKOFF_SECONDS if connected else MAX_BACKOFF_SECONDS
+    base = min(longest, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
     if permanent:
-        base = max(base, OPERATOR_BACKOFF_SECONDS)
+        return max(base, OPERATOR_BACKOFF_SECONDS) * (1.0 + 0.4 * jitter)
     return base * (0.8 + 0.4 * jitter)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-JITTER = 0.1  # each step is stretched or shortened by up to this share, so that what was deferred together does not come back together
+# Each step is stretched or shortened by up to this share, so that what was deferred together does not come back together. Half of the
+# tolerance a schedule has (10 %): the other half is for finding due recipients and for waiting in line.
+JITTER = 0.05
 
 
 def next_due(schedule: Sequence[float], attempt: int, now: float, jitter: float, first_attempt_at: float, max_age: float) -> float | None:

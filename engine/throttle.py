@@ -1,4 +1,13 @@
-"""Token bucket: how many messages may leave now, and when the next one may (pure; the time is passed in)."""
+"""How many messages may leave now, and when the next one may: TokenBucket. How many a server likes: Pace. Pure; the time is passed in."""
+
+from typing import Final
+
+LOWEST_PACE: Final = 1.0  # messages per second: slower than that nothing could be learnt
+_REFUSED_SHARE: Final = 0.1  # fewer "slow down" among the answers are about single recipients
+_REFUSED_LEAST: Final = 3
+_DECREASE: Final = 0.5
+_HEADROOM: Final = 0.9
+_INCREASE: Final = 1.02  # per look: at two looks a second the pace doubles in 18 s
 
 
 class TokenBucket:
@@ -46,3 +55,27 @@ class TokenBucket:
         self._refill(now)
         missing = 1.0 - self._tokens
         return now if missing <= 1e-9 else now + missing / self.per_second
+
+
+class Pace:
+    """Finds the rate at which a server stops asking to slow down: down at once to what it took, up again a little at every look."""
+
+    def __init__(self, now: float) -> None:
+        self.per_second = 0.0  # 0 = the server has not asked
+        self._looked_at = now
+        self._ceiling = 0.0
+
+    def look(self, now: float, answered: int, refused: int) -> None:
+        """Adapt to what happened since the last look: `refused` of the `answered` messages were told to slow down."""
+        elapsed, self._looked_at = now - self._looked_at, now
+        if elapsed <= 0.0:
+            return
+        if refused > _REFUSED_SHARE * answered and (refused >= _REFUSED_LEAST or self.per_second):
+            if not self.per_second:
+                self._ceiling = answered / elapsed
+            taken = _HEADROOM * (answered - refused) / elapsed
+            self.per_second = max(LOWEST_PACE, taken, _DECREASE * self.per_second)
+        elif self.per_second:
+            self.per_second *= _INCREASE
+            if self.per_second >= self._ceiling:
+                self.per_second = 0.0

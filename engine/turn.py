@@ -206,20 +206,26 @@ class Turn:
         text = one_line(outcome.text)
         if outcome.stage == STAGE_CONTENT and 200 <= code < 300:
             path.delivered += 1
+            path.answers += 1
             self.messages += 1
+            if path.health.failures:
+                path.answered(session)
             self._record(
                 path, session, message, held, index, states.KIND_DELIVERY, f"{code} {text}", str(SmtpReply(code, text).enhanced), ""
             )
             self._close(held)
             return
         reason = classify(code, text) if code >= 400 else None
-        losses = 0
-        if code in (0, 421, 503) and outcome.begun:
-            losses = held.losses[index] = held.losses.get(index, 0) + 1
+        losses = 0.0
+        unanswered = code in (0, 421, 503)
+        if unanswered and outcome.begun:
+            losses = held.losses[index] = held.losses.get(index, 0.0) + path.came_back(session)
         what = disposition.decide(outcome.stage, code, reason, losses=losses, on_uncertain=path.server.limits.on_uncertain)
         diagnostic = f"{code} {text}" if code else text
         if what.path == "suspend":
-            path.suspend(f"{path.server.host} answered {diagnostic}")
+            path.suspend(f"{path.server.host} answered {diagnostic}", session)
+        elif what.path == "throttle":
+            path.slow_down(diagnostic)
         if what.connection == "close":
             session.quit()
         if what.recipient == disposition.REQUEUED:
@@ -227,6 +233,9 @@ class Turn:
             path.returned(held, index)
             return
         self.messages += 1
+        if not unanswered:
+            path.answers += 1
+            path.answered(session)
         status = str(SmtpReply(code, text).enhanced) if code else "4.4.2"
         category = reason.category if reason else ""
         kind, due_at = what.kind, 0

@@ -93,7 +93,7 @@ cdef class SmtpSession:
 
     `turn` needs `outcomes` (a list), `ready(session)` and `closed(session, reason)`. `owner`, `connection_id` and `facts`
     are the caller's and never looked at. `ended`: nothing more comes of it; `graceful`: because of our QUIT, with nothing
-    undecided. Time-outs in seconds: `command_timeout` for the reply to a command and for a peer that stops reading,
+    undecided; `violated`: because the peer broke the protocol (R6). Time-outs in seconds: `command_timeout` for the reply to a command and for a peer that stops reading,
     `final_dot_timeout` for the reply after content (RFC 5321 §4.5.3.2).
     """
 
@@ -110,7 +110,9 @@ cdef class SmtpSession:
     cdef readonly bint paused
     cdef readonly bint ended
     cdef readonly bint graceful
+    cdef readonly bint violated
     cdef bint asked
+    cdef Py_ssize_t unread
     cdef object __weakref__
 
     def __init__(
@@ -231,7 +233,9 @@ cdef class SmtpSession:
             self.deadline = 0.0
             return 0
         wait = self.command_timeout
-        if p.expected_count and not self.paused:
+        if self.paused:
+            self.unread = self.transport.get_write_buffer_size()
+        elif p.expected_count:
             kind = p.expected[p.expected_head]
             if kind == AWAIT_DOT or kind == AWAIT_BDAT or kind == AWAIT_LONE_DOT:
                 wait = self.final_dot_timeout
@@ -273,6 +277,9 @@ cdef class SmtpSession:
         if self.protocol.closing:
             self._end(self._closing_reason(), False)
         elif self.paused:
+            if self.transport.get_write_buffer_size() < self.unread:
+                self._arm()  # it reads, only slowly
+                return
             self._end(f"the server read nothing for {self.command_timeout:g} seconds", False)
         elif self.protocol.quitting and self.protocol.count == 0:
             self._end("closed; QUIT was not answered", False)
@@ -378,6 +385,7 @@ cdef class SmtpSession:
 
     cdef int _end(self, str reason, bint violation) except -1:
         self.ended = True
+        self.violated = violation
         self.graceful = self.protocol.quitting and self.protocol.count == 0 and not violation
         self.deadline = 0.0
         transport = self.transport

@@ -8,8 +8,8 @@ import pytest
 from engine.path_plan import OPERATOR_BACKOFF_SECONDS, Actions, PathView, backoff_seconds, next_actions
 
 QUIET = PathView(
-    now=100.0, enabled=True, draining=False, ready=0, open=0, connecting=0, idle=0, max_connections=10, retry_at=0.0, failures=0,
-    tokens_at=0.0, idle_since=100.0, idle_timeout=10.0,
+    now=100.0, enabled=True, draining=False, ready=0, open=0, connecting=0, idle=0, max_connections=10, retry_at=0.0, probing=False,
+    probes=0, tokens_at=0.0, idle_since=100.0, idle_timeout=10.0,
 )  # fmt: skip
 
 
@@ -39,11 +39,18 @@ def test_a_path_that_may_not_send_opens_nothing_and_closes_what_is_idle(changes:
 
 
 def test_after_a_failure_nothing_is_opened_before_its_time() -> None:
-    assert next_actions(view(ready=500, retry_at=130.0, failures=2)) == Actions(look_again_at=130.0)
+    assert next_actions(view(ready=500, retry_at=130.0, probing=True)) == Actions(look_again_at=130.0)
 
 
-def test_while_a_server_fails_one_connection_tries_it() -> None:
-    assert next_actions(view(ready=5000, failures=2, retry_at=99.0)).open == 1
+def test_a_throttled_path_goes_on_with_its_connections_while_another_one_failed() -> None:
+    assert next_actions(view(ready=500, open=3, retry_at=130.0, probing=True, tokens_at=100.5)).look_again_at == 100.5
+
+
+def test_while_a_server_fails_or_is_unknown_one_connection_tries_it() -> None:
+    assert next_actions(view(ready=5000, probing=True, retry_at=99.0)).open == 1
+    assert next_actions(view(ready=5000, probing=True, open=6, retry_at=99.0)).open == 1
+    assert next_actions(view(ready=5000, probing=True, probes=1, open=1)).open == 0
+    assert next_actions(view(ready=5000, probing=True, probes=1, connecting=1)).open == 0
 
 
 def test_a_throttled_path_looks_again_when_the_next_token_is_there() -> None:
@@ -60,12 +67,16 @@ def test_connections_beyond_a_lowered_limit_are_closed_when_idle() -> None:
 
 
 def test_back_off_doubles_up_to_five_minutes_and_is_spread() -> None:
-    middles = [backoff_seconds(n, permanent=False, jitter=0.5) for n in range(1, 12)]
+    middles = [backoff_seconds(n, permanent=False, connected=False, jitter=0.5) for n in range(1, 12)]
     assert middles[:4] == [1.0, 2.0, 4.0, 8.0]
     assert max(middles) == 300.0
-    assert math.isclose(backoff_seconds(3, permanent=False, jitter=0.0), 3.2)
-    assert math.isclose(backoff_seconds(3, permanent=False, jitter=1.0), 4.8)
+    assert math.isclose(backoff_seconds(3, permanent=False, connected=False, jitter=0.0), 3.2)
+    assert math.isclose(backoff_seconds(3, permanent=False, connected=False, jitter=1.0), 4.8)
 
 
-def test_what_only_an_operator_can_mend_is_tried_at_most_about_once_a_minute() -> None:
-    assert backoff_seconds(1, permanent=True, jitter=0.5) == OPERATOR_BACKOFF_SECONDS
+def test_a_server_that_greets_and_then_ends_every_connection_is_tried_again_every_half_minute() -> None:
+    assert backoff_seconds(50, permanent=False, connected=True, jitter=0.5) == 30.0
+
+
+def test_what_only_an_operator_can_mend_is_tried_at_most_once_a_minute() -> None:
+    assert backoff_seconds(1, permanent=True, connected=False, jitter=0.0) == OPERATOR_BACKOFF_SECONDS

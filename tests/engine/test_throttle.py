@@ -1,6 +1,6 @@
 """The token bucket: no more than the rate, and never later than it must be."""
 
-from engine.throttle import TokenBucket
+from engine.throttle import Pace, TokenBucket
 
 
 def test_a_rate_of_zero_is_no_limit() -> None:
@@ -43,3 +43,39 @@ def test_a_clock_that_stands_still_or_goes_back_makes_no_tokens() -> None:
     assert bucket.take(1, 5.0) == 1
     assert bucket.take(1, 4.0) == 0
     assert bucket.take(1, 5.0) == 0
+
+
+def test_a_server_that_takes_fifty_a_second_is_found_out_and_kept_to() -> None:
+    pace, now, refused_at_the_end = Pace(0.0), 0.0, 0
+    for look in range(1, 61):
+        now = look * 0.5
+        offered = int((pace.per_second or 1000.0) * 0.5)
+        taken = min(offered, 25)
+        pace.look(now, offered, offered - taken)
+        if look > 20:
+            refused_at_the_end += offered - taken
+    assert 40.0 <= pace.per_second <= 60.0
+    assert refused_at_the_end < 0.1 * 40 * 25
+
+
+def test_a_few_recipients_that_are_told_to_slow_down_do_not_slow_the_others() -> None:
+    pace = Pace(0.0)
+    pace.look(0.5, 1000, 90)
+    pace.look(1.0, 2, 2)
+    assert pace.per_second == 0.0
+
+
+def test_a_server_that_stops_asking_gets_its_old_rate_back() -> None:
+    pace = Pace(0.0)
+    pace.look(0.5, 500, 400)
+    assert pace.per_second == 180.0
+    for look in range(2, 200):
+        pace.look(look * 0.5, 100, 0)
+    assert pace.per_second == 0.0
+
+
+def test_the_pace_never_falls_to_nothing() -> None:
+    pace = Pace(0.0)
+    for look in range(1, 40):
+        pace.look(look * 0.5, 100, 100)
+    assert pace.per_second == 1.0
