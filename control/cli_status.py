@@ -9,6 +9,7 @@ from control.cli_base import EPILOG, FAILED, OK, Stores, click, facts, json_opti
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from store.acceptances import Against
     from store.accounting import Audit
     from store.status import Status
 
@@ -137,27 +138,58 @@ def _screen(found: "Status") -> "Group":
 
 @click.command("audit", epilog=EPILOG)
 @click.argument("campaign_id", type=int, metavar="CAMPAIGN")
+@click.option("--against", "logs", multiple=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+              help="What a receiver logged as accepted: one JSON object a line with message_id and recipient, as the built-in sink "
+                   "writes it. Repeatable: give every receiver's.")  # fmt: skip
 @json_option
-def audit(campaign_id: int, as_json: bool) -> None:
+def audit(campaign_id: int, logs: tuple[str, ...], as_json: bool) -> None:
     """Prove what became of everybody in a campaign.
 
     It counts in the ledger. Clean means: input = delivered + bounced + expired + suppressed + cancelled + queued, nobody missing,
     nobody with two ends, records and progress agree. Possible duplicates are not a fault: each is an attempt whose link was lost
-    before its reply was read, announced by a `u` record. Exit code 0 only when it is clean.
+    before its reply was read, announced by a `u` record.
+
+    With --against the ledger is compared with what receivers logged, by Message-ID and recipient. Then clean also means: nothing lost,
+    no false bounce, nobody else's address, no copy beyond the first without its `u` record. Exit code 0 only when it is clean.
     """
 
-    async def work(stores: Stores) -> "Audit":
+    async def work(stores: Stores) -> "tuple[Audit, Against | None]":
         from store import accounting
 
-        return await accounting.audit(stores.pool, campaign_id)
+        return await accounting.audit(stores.pool, campaign_id), await _against(stores, campaign_id, logs) if logs else None
 
-    found = with_stores(work)
+    found, against = with_stores(work)
+    clean = found.clean and (against is None or against.clean)
     if as_json:
-        write_json(found)
+        from msgspec import to_builtins
+
+        write_json(to_builtins(found) | ({"against": to_builtins(against)} if against is not None else {}))
     else:
         facts((name.replace("_", " "), getattr(found, name)) for name in found.__struct_fields__)
-        click.echo("clean" if found.clean else "NOT clean")
-    sys.exit(OK if found.clean else FAILED)
+        if against is not None:
+            _say_against(against)
+        click.echo("clean" if clean else "NOT clean")
+    sys.exit(OK if clean else FAILED)
+
+
+async def _against(stores: Stores, campaign_id: int, logs: tuple[str, ...]) -> "Against":
+    import asyncio
+    from pathlib import Path
+
+    from compose.message_ids import MessageIds
+    from control.sink_log import SinkLogs
+    from store import acceptances
+
+    lines = SinkLogs(map(Path, logs), MessageIds(stores.keyring, await acceptances.owner(stores.pool, campaign_id), campaign_id).number)
+    return await acceptances.compare(stores.pool, campaign_id, lambda: asyncio.to_thread(lines.next), lambda: lines.other_mail)
+
+
+def _say_against(against: "Against") -> None:
+    """What the receivers' logs say, below what the ledger says."""
+    click.echo("against what receivers logged:")
+    facts((name.replace("_", " "), getattr(against, name)) for name in against.__struct_fields__ if name != "examples")
+    for name, addresses in against.examples.items():
+        click.echo(f"{name.replace('_', ' ')}: {', '.join(map(show, addresses))}")
 
 
 COMMANDS: Final = (status_command, top, audit)

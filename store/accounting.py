@@ -382,13 +382,16 @@ class RecipientRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 async def records_of(pool: Pool, campaign_id: int, number: int, *, timeout_seconds: float = 60.0) -> list[RecipientRecord]:
     """Every record of one recipient of a campaign, oldest first."""
-    rows = await pool.fetch(
-        "select number, attempt, kind, at, delivery_server_id, status, category, diagnostic, mta, recipient from accounting "
-        "where campaign_id = $1 and number = $2 order by at, attempt",
-        campaign_id,
-        number,
-        timeout=timeout_seconds,
-    )
+    async with transaction(pool, readonly=True) as conn:
+        # Without statistics PostgreSQL reads the whole table; the BRIN index leads to a few pages (1 ms of 10 million rows)
+        await conn.execute("set local enable_seqscan = off")
+        rows = await conn.fetch(
+            "select number, attempt, kind, at, delivery_server_id, status, category, diagnostic, mta, recipient from accounting "
+            "where campaign_id = $1 and number = $2 order by at, attempt",
+            campaign_id,
+            number,
+            timeout=timeout_seconds,
+        )
     return [RecipientRecord(**{**dict(row), "kind": _letter(row["kind"])}) for row in rows]
 
 

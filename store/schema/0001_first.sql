@@ -212,7 +212,7 @@ create table accounting (
     recipient text not null
 ) partition by list (campaign_id);
 -- a few kilobytes per million rows; finds one recipient's records without reading the campaign's
-create index accounting_number on accounting using brin (number);
+create index accounting_number on accounting using brin (number) with (autosummarize = on);  -- else only VACUUM lets it find new rows
 
 -- Totals per campaign, one row per journal that reported to it, so engines never wait for each other.
 create table campaign_totals (
