@@ -1,7 +1,7 @@
 # Every command a developer types. They run in .venv, which `python3 run.py` makes.
 PYTHON := .venv/bin/python
 
-.PHONY: build check test bench lock clean
+.PHONY: build check test bench bench-quick bench-kernels profile lock clean
 
 # Compiled modules, in place (SLUICE_CYTHON_DEBUG=1 for the build that checks bounds)
 build:
@@ -13,8 +13,20 @@ check:
 test:
 	python3 run.py test
 
+# Every published number in one run, about ten minutes; bench-quick: goals 1 and 6 in under two
 bench:
+	$(PYTHON) -m bench
+
+bench-quick:
+	$(PYTHON) -m bench --quick
+
+# The compiled kernels alone, with pytest-benchmark
+bench-kernels:
 	$(PYTHON) -m pytest -q bench --benchmark-only
+
+# Where an engine's CPU goes under load: flame graph and tables in build/profile
+profile:
+	$(PYTHON) -m bench.profile
 
 # Universal and hash-locked; needs uv. No index address and no path of this machine may get into it.
 lock:

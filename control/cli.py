@@ -8,7 +8,7 @@ other processes as children and never imports them. The commands about campaigns
 import os
 import sys
 
-from control import cli_base, cli_campaign, cli_lists, cli_servers, cli_status
+from control import cli_base, cli_bench, cli_campaign, cli_lists, cli_servers, cli_status
 from control.cli_base import EPILOG, FAILED, click, json_option, say
 
 
@@ -150,7 +150,7 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "sluice", "_SLUICE_COMPLETE").source())
 
 
-for command in (*cli_lists.COMMANDS, *cli_servers.COMMANDS, *cli_campaign.COMMANDS, *cli_status.COMMANDS):
+for command in (*cli_lists.COMMANDS, *cli_servers.COMMANDS, *cli_campaign.COMMANDS, *cli_status.COMMANDS, *cli_bench.COMMANDS):
     cli.add_command(command)
 
 

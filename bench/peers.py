@@ -1,0 +1,162 @@
+"""Other senders against the same sink: the floor, Postfix's smtp-source, Python's libraries, nodemailer.
+
+Each runs in a process of its own on the core the engine has, so that its CPU can be told apart. A peer that is not installed is a row
+with the reason. smtp-source's CPU is that of the whole process (it starts in milliseconds); the others time themselves.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from bench import measure, newsletter
+from bench.measure import Row, Sample
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+_LIMIT_SECONDS: Final = 120.0
+_NPM_SECONDS: Final = 60.0
+
+_NODEMAILER: Final = r"""
+const nodemailer = require('nodemailer'), handlebars = require('handlebars'), fs = require('fs');
+const given = JSON.parse(fs.readFileSync(process.argv[2], 'utf8'));
+const [html, text, subject] = [given.html, given.text, given.subject].map(source => handlebars.compile(source));
+const pool = nodemailer.createTransport({host: '127.0.0.1', port: given.port, pool: true, maxConnections: given.connections,
+  maxMessages: Infinity, ignoreTLS: true});
+(async () => {
+  const began = process.cpuUsage(), wall = process.hrtime.bigint();
+  let next = 0;
+  const worker = async () => {
+    while (next < given.rows.length) {
+      const [address, data] = given.rows[next++];
+      const values = {subscriber: {...data, email: address}, links: {unsubscribe: 'http://127.0.0.1:8080/u/' + address}};
+      await pool.sendMail({from: given.sender, to: address, subject: subject(values), text: text(values), html: html(values),
+        headers: {'List-Unsubscribe': '<' + values.links.unsubscribe + '>'}});
+    }
+  };
+  await Promise.all(Array.from({length: 2 * given.connections}, worker));
+  const spent = process.cpuUsage(began);
+  console.log(JSON.stringify({messages: given.rows.length, cpu_seconds: (spent.user + spent.system) / 1e6,
+    seconds: Number(process.hrtime.bigint() - wall) / 1e9}));
+  pool.close();
+})();
+"""
+
+
+class Peers:
+    """Runs peers against one sink (port and process id)."""
+
+    def __init__(self, port: int, sink_pid: int, directory: Path) -> None:
+        self._port = port
+        self._sink = sink_pid
+        self._directory = directory
+        cores = measure.cores()
+        self._core = cores[:1]
+        if len(cores) > 1:
+            measure.pin(sink_pid, cores[1:])
+
+    def _start(self, argv: list[str], **more: Any) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+        # taskset's work done here: the child is on its core before its first instruction of its own
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, set(self._core))
+        try:
+            return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment, **more)
+        finally:
+            os.sched_setaffinity(0, before)
+
+    def _timed(self, argv: list[str]) -> Sample:
+        """Run a child that prints its own CPU and wall seconds."""
+        watch, sink = measure.Watch(), measure.cpu_seconds(self._sink)
+        child = self._start(argv)
+        try:
+            said, _ = child.communicate(timeout=_LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            raise
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, argv)
+        _, foreign = watch.stop()
+        spent = json.loads(said)
+        return Sample(
+            messages=spent["messages"], seconds=spent["seconds"], cpu_seconds=spent["cpu_seconds"],
+            sink_seconds=measure.cpu_seconds(self._sink) - sink, foreign=foreign,
+        )  # fmt: skip
+
+    def floor(self, messages: int, *, window: int = 0) -> Sample:
+        """Constant message, C level: pipelined DATA on 20 connections, or BDAT windows on 10."""
+        connections = "10" if window else "20"
+        return self._timed(
+            [sys.executable, "-m", "bench.floor", "--port", str(self._port), "--messages", str(messages), "--connections", connections,
+             "--window", str(window)]
+        )  # fmt: skip
+
+    def smtp_source(self, messages: int, *, connections: int = 20, port: int = 0) -> Sample:
+        """Postfix's load generator: C, constant octets, connections kept, not pipelined."""
+        program = smtp_source_path()
+        argv = [program, "-d", "-s", str(connections), "-m", str(messages), "-l", str(len(newsletter.wire()[2])),
+                "-f", "a@harbour.example", "-t", "b@shore.example", f"inet:127.0.0.1:{port or self._port}"]  # fmt: skip
+        watch, sink, wall = measure.Watch(), measure.cpu_seconds(self._sink), time.perf_counter()
+        child = self._start(argv)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - wall
+        _, foreign = watch.stop()
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, argv)
+        return Sample(
+            messages=messages, seconds=seconds, cpu_seconds=usage.ru_utime + usage.ru_stime,
+            sink_seconds=measure.cpu_seconds(self._sink) - sink, foreign=foreign,
+        )  # fmt: skip
+
+    def python(self, name: str, messages: int, *, connections: int = 20) -> Sample:
+        """One of `bench.python_peers`."""
+        return self._timed(
+            [sys.executable, "-m", "bench.python_peers", name, "--port", str(self._port), "--messages", str(messages), "--connections",
+             str(connections)]
+        )  # fmt: skip
+
+    def nodemailer(self, messages: int) -> Sample:
+        """nodemailer's pool with Handlebars, installed into the run's directory. Raises RuntimeError with the reason where it cannot be."""
+        place = self._directory / "nodemailer"
+        if not (place / "node_modules").exists():
+            self._install_nodemailer(place)
+        given = {
+            "port": self._port, "connections": 20, "rows": newsletter.rows(messages), "sender": newsletter.FROM_EMAIL,
+            "html": newsletter.HTML.replace('{% if subscriber.plan == "pilot" %}', "").replace("{% endif %}", ""),
+            "text": newsletter.TEXT, "subject": newsletter.SUBJECT,
+        }  # fmt: skip
+        (place / "given.json").write_text(json.dumps(given))
+        return self._timed(["node", str(place / "send.js"), str(place / "given.json")])
+
+    def _install_nodemailer(self, place: Path) -> None:
+        for program in ("node", "npm"):
+            if shutil.which(program) is None:
+                raise RuntimeError(f"{program} is not installed")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "send.js").write_text(_NODEMAILER)
+        command = ["npm", "install", "--prefix", str(place), "--no-audit", "--no-fund", "--silent", "nodemailer", "handlebars"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_NPM_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"npm could not install it within {_NPM_SECONDS:g} s") from None
+        if done.returncode:
+            raise RuntimeError(f"npm could not install it: {(done.stderr or done.stdout).strip().splitlines()[-1:] or 'no reason given'}")
+
+
+def smtp_source_path() -> str:
+    """Where smtp-source is; empty when it is not installed. Distributions keep it outside an ordinary user's PATH."""
+    return shutil.which("smtp-source", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") or ""
+
+
+def rows_of(name: str, runs: int, once: Callable[[], Sample], *, note: str = "") -> Row:
+    """A row of medians, or one that says why there is none."""
+    try:
+        return measure.row(name, [once() for _ in range(runs)], note=note)
+    except (RuntimeError, OSError, subprocess.SubprocessError, ValueError) as error:
+        return measure.skipped(name, str(error))
