@@ -7,41 +7,68 @@ dead feeder is replaced within a second. Whatever it does can be repeated: an an
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable, Sequence
 
-import asyncpg
 import redis.asyncio
 import structlog
 
 from domain import states
 from domain.campaign import Batch
-from store import batch_queue, feed
+from store import batch_queue, feed, postgres
 from store.feed import ActiveCampaign, Announcement
 from store.postgres import Connection
+from store.trouble import is_store_trouble, sentence
 
 log = structlog.get_logger(__name__)
 
-_TICK_SECONDS = 0.05  # while campaigns run
-_IDLE_TICK_SECONDS = 0.5  # while none does; also woken by a change of campaigns
+_TICK_SECONDS = 0.05  # while something is announced
+_QUIET_TICK_SECONDS = 0.25  # while campaigns run and nothing is to be announced
+_IDLE_TICK_SECONDS = 0.5  # while none runs; also woken by a change of campaigns
 _SLOW_TICK_SECONDS = 1.0  # ended leases, lost announcements, completion
 _RETRY_TICK_SECONDS = 0.2
-_UNLEASED_SECONDS = 3.0  # an announcement older than this with an empty queue was lost on the way
+_UNLEASED_SECONDS = 3.0  # an announcement older than this that is not in the queue was lost on the way
+_LOCK_IDLE_SECONDS = 15.0  # a leader that stands still for so long loses the lead; longer than any wait for Redis
+_LONG_ANSWER_SECONDS = 2.0  # PostgreSQL that takes longer for its clock stood still
+_SAY_AGAIN_SECONDS = 60.0
 
 
 class Feeder:
-    """Feeds every campaign. `connect` opens a database connection of its own, whose session holds the lock."""
+    """Feeds every campaign, over a database connection of its own, whose session holds the lock.
 
-    def __init__(self, database_url: str, client: redis.asyncio.Redis, batch_recipients: int, low: int, high: int) -> None:
+    `silent_seconds`: an engine not seen for so long is gone. `spared` names engines whose journals are about to be carried over
+    here; their leases are left to whoever does that.
+    """
+
+    def __init__(
+        self, database_url: str, client: redis.asyncio.Redis, batch_recipients: int, low: int, high: int, *,
+        silent_seconds: float = 10.0, grace_seconds: float = 5.0, spared: Callable[[], Sequence[str]] = tuple,
+    ) -> None:  # fmt: skip
+        self.batch_recipients = batch_recipients
+        self.low = low
+        self.high = high
+        self.leading = False
+        self.ticked_at = time.monotonic()  # of the loop, leading or not
+        self.announced = 0
         self._database_url = database_url
         self._redis = client
-        self._batch_recipients = batch_recipients
-        self._low = low
-        self._high = high
+        self._silent_seconds = silent_seconds
+        self._grace_seconds = grace_seconds
+        self._spared = spared
         self._wake = asyncio.Event()
         self._slow_at = 0.0
         self._retries_at = 0.0
+        self._steady_since = 0.0  # PostgreSQL answers without a gap since then
+        self._asked_clock_at = 0.0
         self._preparing: dict[int, asyncio.Task[None]] = {}
-        self.leading = False
-        self.trouble = ""
+        self._prepare_trouble: dict[int, str] = {}
+        self._postgres_trouble = ""
+        self._redis_trouble = ""
+        self._said_at: dict[str, float] = {}
+
+    @property
+    def trouble(self) -> str:
+        """What keeps it from feeding, in words."""
+        return self._postgres_trouble or self._redis_trouble or next(iter(self._prepare_trouble.values()), "")
 
     def wake(self) -> None:
         """Look at the campaigns now."""
@@ -49,41 +76,52 @@ class Feeder:
 
     async def run(self) -> None:
         """Try to lead; feed while leading; begin again when a store was lost."""
+        pause = 0.5
         while True:
+            self.ticked_at = time.monotonic()
             try:
-                conn = await asyncpg.connect(self._database_url, timeout=10, command_timeout=60)
+                conn = await postgres.connect_alone(self._database_url, command_timeout_seconds=60.0, idle_seconds=_LOCK_IDLE_SECONDS)
                 try:
+                    pause = 0.5
                     await self._lead(conn)
                 finally:
                     self.leading = False
-                    for task in self._preparing.values():
+                    for task in list(self._preparing.values()):
                         task.cancel()
-                    await conn.close(timeout=5)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                self.trouble = f"feeder: PostgreSQL: {type(error).__name__}: {error}"
-                log.warning("feeder lost PostgreSQL, trying again", reason=str(error))
-            await asyncio.sleep(1.0)
+                    with contextlib.suppress(Exception):
+                        await conn.close(timeout=2)
+                    conn.terminate()
+            except Exception as error:
+                if not is_store_trouble(error):
+                    raise
+                self._postgres_trouble = f"feeder: PostgreSQL: {sentence(error)}"
+                self._say("feeder lost PostgreSQL, trying again", reason=sentence(error))
+            await asyncio.sleep(pause)
+            pause = min(2.0, pause * 2)
 
     async def _lead(self, conn: Connection) -> None:
         while not await feed.try_to_lead(conn):
-            self.trouble = ""
+            self._postgres_trouble = ""
+            self.ticked_at = time.monotonic()
             await asyncio.sleep(1.0)
         self.leading = True
+        self._steady_since = self._asked_clock_at = time.monotonic()
         log.info("this engine is the feeder")
         while True:
             self._wake.clear()
             campaigns = await feed.active_campaigns(conn)
-            try:
-                await self._tick(conn, campaigns)
-                self.trouble = ""
-            except batch_queue.RedisError as error:
-                self.trouble = f"feeder: Redis: {type(error).__name__}: {error}"
-                await asyncio.sleep(0.5)
+            announced = self.announced
+            await self._tick(conn, campaigns)
+            self._postgres_trouble = ""
+            self.ticked_at = time.monotonic()
+            running = any(campaign.state in (states.RUNNING, states.CANCELLING) for campaign in campaigns)
+            pause = _IDLE_TICK_SECONDS if not running or self._redis_trouble else _QUIET_TICK_SECONDS
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_SECONDS if campaigns else _IDLE_TICK_SECONDS):
+                async with asyncio.timeout(_TICK_SECONDS if self.announced > announced else pause):
                     await self._wake.wait()
 
     async def _tick(self, conn: Connection, campaigns: list[ActiveCampaign]) -> None:
+        """What needs PostgreSQL alone comes first: it goes on while Redis is away."""
         now = time.monotonic()
         slow = now >= self._slow_at
         retries = now >= self._retries_at
@@ -95,14 +133,16 @@ class Feeder:
             if not campaign.prepared and campaign.id not in self._preparing:
                 task = asyncio.create_task(self._prepare(campaign.id), name=f"prepare campaign {campaign.id}")
                 self._preparing[campaign.id] = task
-                task.add_done_callback(lambda _, campaign_id=campaign.id: self._preparing.pop(campaign_id, None))  # type: ignore[misc]
+                task.add_done_callback(lambda done, campaign_id=campaign.id: self._prepared(campaign_id, done))  # type: ignore[misc]
+        for campaign_id in set(self._prepare_trouble) - {campaign.id for campaign in campaigns if not campaign.prepared}:
+            del self._prepare_trouble[campaign_id]
         prepared = [campaign for campaign in campaigns if campaign.prepared]
         running = [campaign for campaign in prepared if campaign.state == states.RUNNING]
         if slow:
-            await self._look_for_lost(conn, prepared)
+            await self._call_back_leases(conn, prepared)
         if retries:
             for campaign in running:
-                while await feed.batch_due_retries(conn, campaign.id, self._batch_recipients) == self._batch_recipients:
+                while await feed.batch_due_retries(conn, campaign.id, self.batch_recipients) == self.batch_recipients:
                     pass
         for campaign in prepared:
             if campaign.state == states.CANCELLING:
@@ -111,35 +151,94 @@ class Feeder:
             if (slow and campaign.state == states.RUNNING) or campaign.state == states.CANCELLING:
                 if await feed.finish(conn, campaign):
                     log.info("campaign ended", campaign=campaign.id)
-        await self._announce(conn, running)
+        try:
+            if slow:
+                await self._look_for_lost(conn, prepared)
+            await self._announce(conn, running)
+        except Exception as error:
+            if not isinstance(error, batch_queue.RedisError):
+                raise
+            self._redis_trouble = f"feeder: Redis: {sentence(error)}"
+            self._say("feeder cannot announce batches, trying again", reason=sentence(error))
+        else:
+            self._redis_trouble = ""
+
+    def _prepared(self, campaign_id: int, task: asyncio.Task[None]) -> None:
+        self._preparing.pop(campaign_id, None)
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            self._prepare_trouble[campaign_id] = f"campaign {campaign_id} could not be prepared: {type(bug).__name__}: {bug}"
+            log.error("campaign could not be prepared", campaign=campaign_id, exc_info=bug)
+
+    def _say(self, what: str, **facts: object) -> None:
+        """Log the same thing once a minute at most: a store may be away for hours."""
+        now = time.monotonic()
+        if now - self._said_at.get(what, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS:
+            self._said_at[what] = now
+            log.warning(what, **facts)
 
     async def _prepare(self, campaign_id: int) -> None:
         started = time.monotonic()
-        conn = await asyncpg.connect(self._database_url, timeout=10)
         try:
-            count = await feed.prepare(conn, campaign_id, self._batch_recipients)
+            conn = await postgres.connect_alone(self._database_url, command_timeout_seconds=60.0, idle_seconds=_LOCK_IDLE_SECONDS)
+            try:
+                count = await feed.prepare(conn, campaign_id, self.batch_recipients)
+            finally:
+                with contextlib.suppress(Exception):
+                    await conn.close(timeout=2)
+                conn.terminate()
+            self._prepare_trouble.pop(campaign_id, None)
             log.info("recipients numbered", campaign=campaign_id, recipients=count, seconds=round(time.monotonic() - started, 2))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            self.trouble = f"campaign {campaign_id} could not be prepared: {type(error).__name__}: {error}"
-            log.error("campaign could not be prepared, trying again", campaign=campaign_id, reason=str(error))
+        except Exception as error:
+            if not is_store_trouble(error):
+                await asyncio.sleep(10.0)
+                raise
+            self._prepare_trouble[campaign_id] = f"campaign {campaign_id} could not be prepared: {sentence(error)}"
+            self._say(f"campaign {campaign_id} could not be prepared, trying again", reason=sentence(error))
             await asyncio.sleep(2.0)  # before the next tick tries again
-        finally:
-            await conn.close(timeout=5)
-            self.wake()
+        self.wake()
+
+    async def _call_back_leases(self, conn: Connection, campaigns: list[ActiveCampaign]) -> None:
+        """Free the leases of engines that are gone.
+
+        Only after PostgreSQL has answered without a gap for longer than it takes a living engine to be seen: after an outage every
+        engine looks silent for a moment, and what they sent meanwhile is in their journals only.
+        """
+        if not campaigns:
+            return
+        asked_at = time.monotonic()
+        as_of = await feed.database_time(conn)
+        answered_at = time.monotonic()
+        if answered_at - asked_at > _LONG_ANSWER_SECONDS or asked_at - self._asked_clock_at > _LONG_ANSWER_SECONDS + _SLOW_TICK_SECONDS:
+            self._steady_since = answered_at
+        self._asked_clock_at = answered_at
+        if answered_at - self._steady_since < self._silent_seconds + _LONG_ANSWER_SECONDS:
+            return
+        spared = list(self._spared())
+        for campaign in campaigns:
+            called_back = await feed.call_back_ended_leases(
+                conn, campaign.id, as_of=as_of, silent_seconds=self._silent_seconds, grace_seconds=self._grace_seconds, spared=spared
+            )
+            if called_back:
+                log.warning("took back the batches of an engine that is gone", campaign=campaign.id, batches=called_back)
 
     async def _look_for_lost(self, conn: Connection, campaigns: list[ActiveCampaign]) -> None:
+        """Announce again what Redis has lost: everything, the last seconds, or what somebody took and never leased."""
         wiped = await batch_queue.was_wiped(self._redis)
-        lengths: dict[tuple[int, str], int] = {}
+        queues: dict[tuple[int, str], list[ActiveCampaign]] = {}
         for campaign in campaigns:
-            queue = (campaign.delivery_server_id, campaign.mail_class)
-            if queue not in lengths:
-                lengths[queue] = await batch_queue.length(self._redis, *queue)
-            await feed.call_back_ended_leases(conn, campaign.id)
-            if wiped:
-                await feed.call_back_announced(conn, campaign.id, 0.0)
-            elif not lengths[queue]:
-                await feed.call_back_announced(conn, campaign.id, _UNLEASED_SECONDS)
+            queues.setdefault((campaign.delivery_server_id, campaign.mail_class), []).append(campaign)
+        for queue, members in queues.items():
+            before = None
+            if not wiped and await batch_queue.length(self._redis, *queue):
+                # A queue is first in, first out: what was announced before its head is not in it any more
+                head = await batch_queue.head(self._redis, *queue)
+                before = await feed.announced_at(conn, head.campaign_id, head.batch) if head else None
+                if before is None:
+                    continue
+            for campaign in members:
+                await feed.call_back_announced(conn, campaign.id, 0.0 if wiped else _UNLEASED_SECONDS, before=before)
         if wiped:
+            log.warning("Redis has lost what was announced; announcing it again")
             await batch_queue.mark(self._redis)
 
     async def _announce(self, conn: Connection, running: list[ActiveCampaign]) -> None:
@@ -148,14 +247,19 @@ class Feeder:
             queues.setdefault((campaign.delivery_server_id, campaign.mail_class), []).append(campaign)
         for (server_id, mail_class), campaigns in queues.items():
             queued = await batch_queue.length(self._redis, server_id, mail_class)
-            if queued >= self._low:
+            if queued >= self.low:
                 continue
             # campaigns that share a way out share its queue evenly
-            share = max(1, (self._high - queued) // len(campaigns))
+            share = max(1, (self.high - queued) // len(campaigns))
             for campaign in campaigns:
                 announcements = await feed.announce(conn, campaign.id, share)
                 batches = [await self._pack(conn, campaign, announcement) for announcement in announcements]
-                await batch_queue.push(self._redis, mail_class, batches)
+                try:
+                    await batch_queue.push(self._redis, mail_class, batches)
+                except batch_queue.RedisError:
+                    await feed.withdraw(conn, campaign.id, [batch.batch for batch in batches])
+                    raise
+                self.announced += len(batches)
                 if batches and not queued:
                     await batch_queue.publish_change(self._redis, "queue")
 

@@ -50,8 +50,7 @@ class HeldBatch:
     """A leased batch. Recipient `i` is `batch.recipients[i]`; its bit in the batch row is `batch.positions[i]`."""
 
     __slots__ = (
-        "batch", "campaign", "cursor", "epoch", "in_flight", "key", "lease_until", "losses", "lost", "moved_at", "open", "open_then",
-        "returned", "returning",
+        "batch", "campaign", "cursor", "epoch", "in_flight", "key", "lease_until", "losses", "lost", "open", "returned", "returning",
     )  # fmt: skip
 
     def __init__(self, batch: Batch, campaign: LiveCampaign, epoch: int, done: BitString, lease_until: float) -> None:
@@ -73,8 +72,6 @@ class HeldBatch:
         self.losses: dict[int, float] = {}  # how much speaks against a recipient whose connection ended before its answer
         self.lost = False  # nothing more of it may be sent under this lease (R4)
         self.returning = False  # it is being handed back: lost for good
-        self.open_then = -1  # what `open` was when the watchdog last saw it move, and when that was (monotonic)
-        self.moved_at = 0.0
 
     @property
     def ready(self) -> int:

@@ -5,8 +5,8 @@ alive, and hands batches back when their campaign pauses or this engine drains.
 import asyncio
 import contextlib
 import time
+from typing import TypeAlias
 
-import asyncpg
 import redis.asyncio
 import structlog
 from asyncpg import BitString
@@ -15,21 +15,24 @@ from compose.campaign import CompiledCampaign
 from config.keys import Keyring
 from domain import states
 from domain.campaign import Batch
-from domain.errors import Invalid
+from domain.errors import Invalid, Unavailable
 from engine.egress_path import EgressPath
 from engine.held import HeldBatch, LiveCampaign
 from journal.ledger import Ledger
 from journal.segments import Journal
 from store import batch_queue, engines, leases
-from store.batch_queue import RedisError
 from store.postgres import Pool
 from store.redis_keys import PRIORITY_CLASSES
+from store.trouble import is_store_trouble, sentence
 
 log = structlog.get_logger(__name__)
 
-STORE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, RedisError)
-_POLL_SECONDS = 0.25  # also woken by the feeder's word in Redis and by a path that runs low
+Key: TypeAlias = tuple[int, int]  # (campaign_id, batch)
+
+_POLL_SECONDS = 0.25  # while batches are held; also woken by the feeder's word in Redis and by a path that runs low
+_IDLE_POLL_SECONDS = 1.0  # while none is
 _RECOMPILE_KEEP = 200  # compiled campaigns kept when nothing of theirs is held
+_FLUSH_SECONDS = 20.0
 
 
 class Intake:
@@ -37,12 +40,15 @@ class Intake:
 
     def __init__(
         self, engine_id: str, pool: Pool, client: redis.asyncio.Redis, paths: dict[int, EgressPath], ledger: Ledger, journal: Journal,
-        keyring: Keyring, public_url: str, held_batches: int, lease_seconds: float,
+        keyring: Keyring, public_url: str, held_batches: int, lease_seconds: float, lease_margin: float,
     ) -> None:  # fmt: skip
-        self.held: dict[tuple[int, int], HeldBatch] = {}
+        self.held: dict[Key, HeldBatch] = {}
         self.campaigns: dict[int, LiveCampaign] = {}
         self.unreadable = 0
         self.trouble = ""
+        self.held_batches = held_batches
+        self.lease_seconds = lease_seconds
+        self.lease_margin = lease_margin
         self._engine_id = engine_id
         self._pool = pool
         self._redis = client
@@ -51,8 +57,9 @@ class Intake:
         self._journal = journal
         self._keyring = keyring
         self._public_url = public_url
-        self._held_batches = held_batches
-        self._lease_seconds = lease_seconds
+        self._in_hand: dict[Key, Batch] = {}  # taken from Redis, not leased yet
+        self._asked = False  # a lease for those was asked for and the answer was lost
+        self._handing_back = asyncio.Lock()
         self._wake = asyncio.Event()
         self.stopping = False
 
@@ -71,24 +78,53 @@ class Intake:
 
     async def run(self) -> None:
         """Lease whatever the paths can send, until stopped."""
+        pause = 0.0
         while not self.stopping:
             self._wake.clear()
+            took = False
             try:
                 took = await self._lease_some()
-                self.trouble = ""
-            except STORE_ERRORS as error:
-                took = False
-                self.trouble = f"cannot lease batches: {type(error).__name__}: {error}"
-            if not took:
+                pause, self.trouble = 0.0, ""
+            except Exception as error:
+                if not is_store_trouble(error):
+                    raise
+                pause = min(2.0, 2 * pause or 0.25)
+                self.trouble = f"cannot lease batches: {sentence(error)}; what is held is sent on"
+            if pause:
+                await asyncio.sleep(pause)  # not woken: batches that end meanwhile must not make us ask at once
+            elif not took:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_SECONDS if not self.trouble else 1.0):
+                    async with asyncio.timeout(_POLL_SECONDS if self.held else _IDLE_POLL_SECONDS):
                         await self._wake.wait()
 
     async def _lease_some(self) -> bool:
-        taken: list[Batch] = []
+        if self._asked:
+            # What the lost answer said is asked for once more, and only with the ledger caught up may it be granted to us again.
+            await self._flush()
+        else:
+            await self._take()
+        if not self._in_hand:
+            return False
+        asked_at = time.monotonic()
+        again, self._asked = self._asked, True
+        granted = await leases.grant(self._pool, self._engine_id, list(self._in_hand), self.lease_seconds, again=again)
+        self._asked = False
+        for key in [key for key in self._in_hand if key not in granted]:
+            del self._in_hand[key]
+        self._asked = True  # until every one of them is held
+        for key, grant in granted.items():
+            await self._hold(self._in_hand[key], *grant, asked_at + self.lease_seconds)
+            del self._in_hand[key]
+        self._asked = False
+        return True
+
+    async def _take(self) -> None:
+        """Take announced batches from Redis into `_in_hand`, as many as the paths have room for."""
+        if self._journal.over_budget:
+            return
         for path in list(self._paths.values()):
-            room = self._held_batches - path.held
-            if room <= 0 or path.draining or not path.server.enabled or path.max_connections == 0 or self._journal.over_budget:
+            room = self.held_batches - path.held - sum(b.delivery_server_id == path.server.id for b in self._in_hand.values())
+            if room <= 0 or path.draining or not path.server.enabled or path.max_connections == 0:
                 continue
             if path.failures and path.held:
                 continue  # the server does not take what we hold already; leave the rest to those it works for
@@ -97,28 +133,21 @@ class Intake:
                     batches, unreadable = await batch_queue.take(self._redis, path.server.id, priority_class, room)
                     self.unreadable += unreadable
                     room -= len(batches)
-                    taken.extend(batches)
-        taken = [batch for batch in taken if (batch.campaign_id, batch.batch) not in self.held]
-        if not taken:
-            return False
-        asked_at = time.monotonic()
-        keys = [(batch.campaign_id, batch.batch) for batch in taken]
-        granted = await leases.grant(self._pool, self._engine_id, keys, self._lease_seconds)
-        for batch in taken:
-            grant = granted.get((batch.campaign_id, batch.batch))
-            if grant is not None:
-                await self._hold(batch, *grant, asked_at + self._lease_seconds)
-        return True
+                    # Redis may hand out twice what we hold already
+                    self._in_hand.update((key, b) for b in batches if (key := (b.campaign_id, b.batch)) not in self.held)
 
     async def _hold(self, batch: Batch, epoch: int, done: BitString, lease_until: float) -> None:
         path = self._paths.get(batch.delivery_server_id)
         campaign = await self._campaign(batch.campaign_id)
+        if campaign is None:
+            log.error("a batch of a campaign that is gone was dropped", campaign=batch.campaign_id, batch=batch.batch)
+            return
         campaign.state = states.RUNNING  # the grant was given because it is
         held = HeldBatch(batch, campaign, epoch, done, lease_until)
         self.held[held.key] = held
         campaign.held += 1
         if path is None or self.stopping:
-            held.lost = True  # handed back by the next `maintain`
+            held.lost = True  # handed back by the next `hand_back`
             return
         path.held += 1
         if not held.open:
@@ -126,7 +155,7 @@ class Intake:
             return
         path.add(held)
 
-    async def _campaign(self, campaign_id: int) -> LiveCampaign:
+    async def _campaign(self, campaign_id: int) -> LiveCampaign | None:
         found = self.campaigns.get(campaign_id)
         if found is not None and found.compiled is not None:
             path = self._paths.get(found.compiled.content.delivery_server_id)
@@ -134,7 +163,7 @@ class Intake:
                 return found
         loaded = await engines.campaign_content(self._pool, campaign_id)
         if loaded is None:
-            raise asyncpg.InterfaceError(f"campaign {campaign_id} is gone")
+            return None
         content, priority_class = loaded
         path = self._paths.get(content.delivery_server_id)
         version = path.server.version if path else 0
@@ -161,19 +190,35 @@ class Intake:
             campaign.state = versions.get(campaign.id, (states.CANCELLED, 0))[0]
 
     async def extend_leases(self) -> None:
-        """Extend all leases in one statement; a batch that is no longer ours is not sent any further (R4)."""
-        keys = [key for key, held in self.held.items() if held.campaign.running and not held.lost]
-        if not keys:
+        """Extend all leases in one statement when the first of them has used up a third of its time.
+
+        A batch that somebody called back is not sent any further (R4). One whose lease ended while PostgreSQL was away, and that
+        nobody called back, goes on where it stopped.
+        """
+        now = time.monotonic()
+        mine = [held for held in self.held.values() if held.campaign.running and self._can_send(held)]
+        if not mine or min(held.lease_until for held in mine) - now > self.lease_seconds * 2 / 3:
             return
-        asked_at = time.monotonic()
-        kept = await leases.extend(self._pool, self._engine_id, keys, self._lease_seconds)
-        for key in keys:
-            held = self.held.get(key)
-            if held is not None:
-                if key in kept:
-                    held.lease_until = asked_at + self._lease_seconds
-                else:
-                    held.lost = True
+        # As long as a lease may take to be asked for again twice before it ends
+        limit = max(1.0, self.lease_seconds / 3)
+        kept = await leases.extend(self._pool, self._engine_id, [held.key for held in mine], self.lease_seconds, timeout_seconds=limit)
+        for held in mine:
+            if held.key not in kept:
+                held.lost = True
+            elif self.held.get(held.key) is held:
+                held.lease_until = now + self.lease_seconds
+                if held.lost and not self.stopping:
+                    held.lost = False
+                    if held.ready:
+                        self._paths[held.batch.delivery_server_id].add(held)
+
+    def _can_send(self, held: HeldBatch) -> bool:
+        """Whether `held` may be sent, but for its lease."""
+        path = self._paths.get(held.batch.delivery_server_id)
+        if path is None or not path.server.enabled or path.max_connections == 0 or not held.open or held.returning:
+            return False
+        # Lost before its time: by a drain, a server switched off, or because it was called back
+        return not held.lost or held.lease_until <= time.monotonic() + self.lease_margin
 
     async def hand_back(self, everything: bool = False) -> None:
         """Hand back the batches that may not be sent on: paused or cancelled campaign, lost lease, or all of them.
@@ -184,10 +229,32 @@ class Intake:
             shut = everything or not path.server.enabled or path.max_connections == 0
             for held in path.remove(lambda held, shut=shut: shut or held.lost or not held.campaign.running):  # type: ignore[misc]
                 held.lost = True
-        unwanted = [held for held in self.held.values() if held.lost and not held.in_flight]
-        if not unwanted:
+        async with self._handing_back:
+            unwanted = [held for held in self.held.values() if held.lost and not held.in_flight]
+            in_hand = list(self._in_hand) if everything else []
+            if not unwanted and not in_hand:
+                return
+            await self._flush()
+            unwanted = [held for held in unwanted if held.lost and self.held.get(held.key) is held]
+            for held in unwanted:
+                held.returning = True  # from here on it must not go on, whatever PostgreSQL answers
+            await leases.hand_back(self._pool, self._engine_id, [held.key for held in unwanted])
+            for held in unwanted:
+                self.settled(held)
+            if in_hand:
+                await leases.give_up(self._pool, self._engine_id, in_hand)
+                self._in_hand.clear()
+
+    async def return_forgotten(self) -> None:
+        """Hand back what PostgreSQL says we lease and we do not hold: an answer was lost on the way, or the ledger came late."""
+        ended = [key for key in await leases.ended(self._pool, self._engine_id) if key not in self.held and key not in self._in_hand]
+        if not ended:
             return
-        await self._ledger.flush_through(self._journal.position)
-        await leases.hand_back(self._pool, self._engine_id, [held.key for held in unwanted])
-        for held in unwanted:
-            self.settled(held)
+        await self._flush()
+        await leases.hand_back(self._pool, self._engine_id, [key for key in ended if key not in self.held and key not in self._in_hand])
+
+    async def _flush(self) -> None:
+        """Return when every outcome so far is in PostgreSQL. Raises Unavailable: it does not answer, or the journal holds some back."""
+        if self._journal.failure:
+            raise Unavailable(self._journal.failure)
+        await self._ledger.flush_through(self._journal.position, timeout_seconds=_FLUSH_SECONDS)

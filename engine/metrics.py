@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -13,12 +13,18 @@ from engine.egress_path import EgressPath
 from engine.feeder import Feeder
 from engine.intake import Intake
 from engine.turn import Turn
+from engine.watchdog import Watchdog
+from journal.ledger import Ledger
+from journal.segments import Journal
 
 
 class Status:
     """Gathers the state of one engine; `heartbeat` is what is published, a JSON object."""
 
-    def __init__(self, engine_id: str, node: str, turn: Turn, intake: Intake, feeder: Feeder, paths: dict[int, EgressPath]) -> None:
+    def __init__(
+        self, engine_id: str, node: str, turn: Turn, intake: Intake, feeder: Feeder, paths: dict[int, EgressPath],
+        trouble: Callable[[], list[str]],
+    ) -> None:  # fmt: skip
         self._engine_id = engine_id
         self._node = node
         self._turn = turn
@@ -29,7 +35,7 @@ class Status:
         self._last = (time.monotonic(), 0)
         self._last_delivered: dict[int, int] = {}
         self.state = "starting"
-        self.ledger_trouble = ""
+        self._trouble = trouble
 
     def heartbeat(self) -> dict[str, Any]:
         """Counters since the start, rates since the last call."""
@@ -50,7 +56,7 @@ class Status:
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
             "max_rss_bytes": usage.ru_maxrss * 1024,
             "held_batches": len(self._intake.held),
-            "trouble": [t for t in (self._turn.trouble, self._intake.trouble, self._feeder.trouble, self.ledger_trouble) if t],
+            "trouble": self._trouble(),
             "paths": [self._path(path, now, elapsed) for path in self._paths.values()],
         }
 
@@ -78,26 +84,51 @@ class Status:
 class EngineCollector(Collector):
     """Reads the counters when Prometheus asks, so the hot path pays nothing for them."""
 
-    def __init__(self, turn: Turn, paths: dict[int, EgressPath]) -> None:
+    def __init__(
+        self, turn: Turn, paths: dict[int, EgressPath], watchdog: Watchdog, ledger: Ledger, journal: Journal,
+        trouble: Callable[[], list[str]],
+    ) -> None:  # fmt: skip
         self._turn = turn
         self._paths = paths
+        self._watchdog = watchdog
+        self._ledger = ledger
+        self._journal = journal
+        self._trouble = trouble
 
     def collect(self) -> Iterable[Metric]:
-        """One family a counter, labelled by delivery server."""
+        """One family a counter, labelled by delivery server; then what tells whether something is stuck."""
+        # A copy: this runs in a thread of the client library's
+        paths = list(self._paths.values())
         yield CounterMetricFamily("sluice_messages", "Attempts that reached a server", value=self._turn.messages)
         for name in ("delivered", "bounced", "deferred", "uncertain"):
             family = CounterMetricFamily(f"sluice_{name}", f"Recipients {name}", labels=["delivery_server"])
-            for path in self._paths.values():
+            for path in paths:
                 family.add_metric([path.server.name], getattr(path, name))
             yield family
         connections = GaugeMetricFamily("sluice_connections", "Open connections", labels=["delivery_server"])
-        for path in self._paths.values():
+        ready = GaugeMetricFamily("sluice_recipients_ready", "Leased recipients that wait for a connection", labels=["delivery_server"])
+        for path in paths:
             connections.add_metric([path.server.name], len(path.sessions))
+            ready.add_metric([path.server.name], path.ready)
         yield connections
+        yield ready
+        stuck = GaugeMetricFamily("sluice_stuck", "Things the progress watchdog calls stuck", labels=["kind"])
+        for kind, count in self._watchdog.stuck.items():
+            stuck.add_metric([kind], count)
+        yield stuck
+        yield GaugeMetricFamily("sluice_trouble", "Sentences in `sluice status` that need an operator", value=len(self._trouble()))
+        yield GaugeMetricFamily("sluice_ledger_lag_bytes", "Journal that is not in PostgreSQL yet", value=self._ledger.lag_bytes)
+        yield GaugeMetricFamily("sluice_journal_bytes", "Journal on disk", value=self._journal.used_bytes)
+        yield GaugeMetricFamily(
+            "sluice_event_loop_stall_seconds", "Longest the event loop kept a timer waiting", value=self._watchdog.longest_stall_seconds
+        )
 
 
-def serve(port: int, turn: Turn, paths: dict[int, EgressPath]) -> None:
+def serve(
+    port: int, turn: Turn, paths: dict[int, EgressPath], watchdog: Watchdog, ledger: Ledger, journal: Journal,
+    trouble: Callable[[], list[str]],
+) -> None:  # fmt: skip
     """Answer Prometheus on loopback, in a thread of the client library's."""
     registry = CollectorRegistry()
-    registry.register(EngineCollector(turn, paths))
+    registry.register(EngineCollector(turn, paths, watchdog, ledger, journal, trouble))
     start_http_server(port, addr="127.0.0.1", registry=registry)

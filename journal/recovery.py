@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from domain import states
 from domain.errors import JournalError
@@ -71,10 +71,24 @@ async def adopt(
     return adopted
 
 
+def is_refused(directory: Path) -> bool:
+    """Whether the journal `directory` is damaged and was left where it is, as far as this process has tried."""
+    return directory in _refused
+
+
 def _open(directory: Path) -> Journal:
     if not directory.exists():
         raise JournalOwned(f"{directory}: somebody else has just finished it")
     return Journal(directory, engine_id=directory.name)
+
+
+class Finished(NamedTuple):
+    """What finishing a journal did."""
+
+    in_doubt: int  # messages that got a `u` record
+    carried_bytes: int  # of journal that PostgreSQL did not have yet
+    released: int  # batches that others may lease now
+    strays: int  # records of campaigns or batches that are gone
 
 
 async def replay(
@@ -84,13 +98,15 @@ async def replay(
     *,
     records: tuple[str, ...] = ("d", "b", "t"),
     max_size_bytes: int = 250 * 1024 * 1024,
-) -> int:
-    """Finish one journal whose owner is dead and remove it. Returns how many messages were in doubt.
+    elsewhere: bool = False,
+    keep: bool = False,
+) -> Finished:
+    """Finish one journal whose owner is dead and remove it, unless it is to `keep`. `elsewhere`: it was written on another node.
 
     Raises JournalError at damage (after carrying over what stands before it) and Unavailable. The lock is free afterwards.
     """
     ledger = Ledger(journal, pool)
-    files = AccountingFiles(journal, accounting_path, records=records, max_size_bytes=max_size_bytes)
+    files = AccountingFiles(journal, accounting_path, records=records, max_size_bytes=max_size_bytes, elsewhere=elsewhere)
     finished = False
     try:
         try:
@@ -111,12 +127,12 @@ async def replay(
             ) from error
         finished = True
         _log.info("journal of %s finished: %d in doubt, %d batches released", journal.engine_id, len(in_doubt), released)
-        return len(in_doubt)
+        return Finished(len(in_doubt), ledger.carried_bytes, released, ledger.strays)
     finally:
         ledger.close()
         files.close()
         # Also when we are cancelled: the lock must be free for whoever tries next
-        await asyncio.to_thread(journal.close, remove=finished)
+        await asyncio.to_thread(journal.close, remove=finished and not keep)
 
 
 def _intents_in_doubt(journal: Journal) -> list[Intent]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import msgspec
 import redis.asyncio
+import redis.asyncio.retry
+import redis.backoff
 import redis.exceptions
 
 from domain.campaign import Batch
@@ -18,14 +20,39 @@ RedisError = redis.exceptions.RedisError
 
 def connect(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
     """A client whose every command is bounded by `timeout_seconds`; nothing is connected before the first command."""
+    # One retry at once for a connection that broke while it lay idle; what fails again is the caller's to wait for.
+    once = redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
     return redis.asyncio.Redis.from_url(
-        url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, health_check_interval=30
+        url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, health_check_interval=30, retry=once
     )
 
 
 async def length(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str) -> int:
     """How many batches are announced and not taken."""
-    return int(await client.llen(redis_keys.queue(delivery_server_id, priority_class)))
+    key = redis_keys.queue(delivery_server_id, priority_class)
+    try:
+        return int(await client.llen(key))
+    except redis.exceptions.ResponseError as error:
+        await _remove_foreign(client, key, error)
+        return 0
+
+
+async def _remove_foreign(client: redis.asyncio.Redis, key: str, error: redis.exceptions.ResponseError) -> None:
+    """A value of another type under our name would block the queue for ever; what it replaced is announced anew."""
+    if not str(error).startswith("WRONGTYPE"):
+        raise error
+    await client.delete(key)
+
+
+async def head(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str) -> Batch | None:
+    """The batch that will be taken next; None when there is none that can be read."""
+    value: bytes | None = await client.lindex(redis_keys.queue(delivery_server_id, priority_class), 0)  # type: ignore[assignment]
+    if not value:
+        return None
+    try:
+        return _decode(value)
+    except msgspec.MsgspecError:
+        return None
 
 
 async def push(client: redis.asyncio.Redis, priority_class: str, batches: Sequence[Batch]) -> None:
@@ -36,9 +63,15 @@ async def push(client: redis.asyncio.Redis, priority_class: str, batches: Sequen
 
 async def take(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str, count: int) -> tuple[list[Batch], int]:
     """Take up to `count` announced batches. Returns them and how many values were no batch (foreign or cut off: dropped)."""
-    values: list[bytes] | None = await client.lpop(redis_keys.queue(delivery_server_id, priority_class), count)  # type: ignore[assignment]
+    key = redis_keys.queue(delivery_server_id, priority_class)
+    values: list[bytes] | None
     batches: list[Batch] = []
     unreadable = 0
+    try:
+        values = await client.lpop(key, count)  # type: ignore[assignment]
+    except redis.exceptions.ResponseError as error:
+        await _remove_foreign(client, key, error)
+        values, unreadable = None, 1
     for value in values or ():
         try:
             batches.append(_decode(value))

@@ -49,8 +49,25 @@ async def egress_version(pool: Pool) -> int:
     return int(await pool.fetchval("select version from egress_version"))
 
 
-async def egress_config(pool: Pool) -> EgressConfig:
-    """Every delivery server, and the version they stand at."""
+async def silent(pool: Pool, node: str, own_id: str, seconds: float) -> list[tuple[str, str]]:
+    """(id, journal directory) of the other engines of `node` that hold ended leases and were not seen for `seconds`."""
+    rows = await pool.fetch(
+        "select e.id, e.journal_directory from engines e where e.node = $1 and e.id <> $2 and e.stopped_at is null "
+        "and e.seen_at < now() - make_interval(secs => $3) and exists (select from batches b where b.owner = e.id "
+        "and b.state = 'queued' and b.lease_until < now() and b.campaign_id = any(array("
+        "select id from campaigns where state in ('preparing', 'running', 'paused', 'cancelling'))))",
+        node,
+        own_id,
+        seconds,
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+async def egress_config(pool: Pool, refused: Callable[[int, str], None] | None = None) -> EgressConfig:
+    """Every delivery server, and the version they stand at.
+
+    A row that cannot be read goes to `refused` (id, reason) and is left out; without `refused` it raises.
+    """
     async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
         version = await conn.fetchval("select version from egress_version")
         rows = await conn.fetch(
@@ -61,7 +78,13 @@ async def egress_config(pool: Pool) -> EgressConfig:
     servers = {}
     for row in rows:
         fields = dict(row)
-        fields["limits"] = msgspec.json.decode(fields["limits"], type=DeliveryServerLimits)
+        try:
+            fields["limits"] = msgspec.json.decode(fields["limits"], type=DeliveryServerLimits)
+        except msgspec.MsgspecError as error:
+            if refused is None:
+                raise
+            refused(row["id"], f"delivery server {row['name']}: its limits cannot be read: {error}")
+            continue
         servers[row["id"]] = DeliveryServer(**fields)
     return EgressConfig(version, servers)
 

@@ -5,14 +5,16 @@ a crash at any point. A batch goes pending -> queued -> settled; every recovery 
 is the one step queued -> pending, and announcing is the one way out of it.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import cast
 
 import msgspec
 from asyncpg import BitString
 
 from domain import states
 from domain.campaign import Recipient
-from store.postgres import Connection, PooledConnection
+from store.postgres import Connection, Pool, PooledConnection
 
 FEEDER_LOCK = 0x51C1CE01  # pg advisory lock: who holds it is the feeder
 _PREPARE_TIMEOUT_SECONDS = 3600.0
@@ -150,23 +152,79 @@ async def recipients_of(conn: Connection | PooledConnection, announcement: Annou
     return positions, recipients
 
 
-async def call_back_ended_leases(conn: Connection | PooledConnection, campaign_id: int) -> int:
-    """Make batches pending again whose lease has ended without being extended: their engine is gone or cut off."""
+# An owner that is gone: it has said that it stopped, or has said nothing for $3 seconds before $2
+_GONE = (
+    "not exists (select from engines e where e.id = b.owner and e.stopped_at is null "
+    "and e.seen_at > $2::timestamptz - make_interval(secs => $3))"
+)
+
+
+async def database_time(conn: Connection | PooledConnection) -> datetime:
+    """PostgreSQL's clock."""
+    return cast(datetime, await conn.fetchval("select clock_timestamp()"))
+
+
+async def call_back_ended_leases(
+    conn: Connection | PooledConnection,
+    campaign_id: int,
+    *,
+    as_of: datetime,
+    silent_seconds: float = 0.0,
+    grace_seconds: float = 0.0,
+    spared: Sequence[str] = (),
+) -> int:
+    """Make batches pending again whose lease ended more than `grace_seconds` before `as_of`, if their engine is gone.
+
+    A living engine gives its leases back itself, after its ledger has caught up; one that was seen within `silent_seconds` before
+    `as_of` lives. `spared`: engines whose journal somebody is about to read. `as_of` is an earlier answer of `database_time` and
+    not the statement's own time: PostgreSQL may have stood still in between, and then every engine looks silent.
+    """
     done = await conn.execute(
-        "update batches set state = 'pending', owner = null, lease_until = null "
-        "where campaign_id = $1 and state = 'queued' and lease_until < now()",
+        "update batches b set state = 'pending', owner = null, lease_until = null "
+        "where b.campaign_id = $1 and b.state = 'queued' and b.lease_until < $2::timestamptz - make_interval(secs => $4) "
+        f"and b.owner <> all($5::text[]) and {_GONE}",
         campaign_id,
+        as_of,
+        silent_seconds,
+        grace_seconds,
+        list(spared),
     )
     return int(done.rpartition(" ")[2])
 
 
-async def call_back_announced(conn: Connection | PooledConnection, campaign_id: int, older_than_seconds: float) -> int:
-    """Make batches pending again that were announced but never leased: Redis lost them, or an engine died with them in hand."""
+async def call_back_of(pool: Pool, engine_id: str) -> int:
+    """Make the batches pending again whose lease of `engine_id` has ended. Call only when its journal has just been carried over."""
+    done = await pool.execute(
+        "update batches set state = 'pending', owner = null, lease_until = null "
+        "where owner = $1 and state = 'queued' and lease_until < now() "
+        "and campaign_id = any(array(select id from campaigns where finished_at is null))",
+        engine_id,
+    )
+    return int(done.rpartition(" ")[2])
+
+
+async def withdraw(conn: Connection | PooledConnection, campaign_id: int, batches: Sequence[int]) -> None:
+    """Make batches pending again that could not be pushed. One that was pushed all the same is fenced by its lease."""
+    await conn.execute(
+        "update batches set state = 'pending' where campaign_id = $1 and batch = any($2) and state = 'queued' and owner is null",
+        campaign_id,
+        list(batches),
+    )
+
+
+async def call_back_announced(
+    conn: Connection | PooledConnection, campaign_id: int, older_than_seconds: float, *, before: datetime | None = None
+) -> int:
+    """Make batches pending again that were announced but never leased: Redis lost them, or an engine died with them in hand.
+
+    `before`: only those announced before that moment, because the queue still holds what was announced later.
+    """
     done = await conn.execute(
         "update batches set state = 'pending' where campaign_id = $1 and state = 'queued' and owner is null "
-        "and announced_at <= now() - make_interval(secs => $2)",
+        "and announced_at <= now() - make_interval(secs => $2) and ($3::timestamptz is null or announced_at < $3)",
         campaign_id,
         older_than_seconds,
+        before,
     )
     return int(done.rpartition(" ")[2])
 
@@ -204,15 +262,20 @@ async def batch_due_retries(conn: Connection | PooledConnection, campaign_id: in
         return len(rows)
 
 
+async def announced_at(conn: Connection | PooledConnection, campaign_id: int, batch: int) -> datetime | None:
+    """When a batch was last announced; None: never, or there is no such batch."""
+    found = await conn.fetchval("select announced_at from batches where campaign_id = $1 and batch = $2", campaign_id, batch)
+    return cast(datetime | None, found)
+
+
 async def cancel_some(conn: Connection | PooledConnection, campaign_id: int) -> bool:
     """Record as cancelled what nobody holds a lease on, some batches at a time. True: there may be more.
 
-    The recipients of leased batches follow when their engine has handed the batch back or its lease has ended.
+    The recipients of leased batches follow when their engine has handed the batch back or its lease was called back.
     """
     async with conn.transaction():
         batches = await conn.fetch(
-            "select batch from batches where campaign_id = $1 and state <> 'settled' and (owner is null or lease_until < now()) "
-            "order by batch limit $2 for update",
+            "select batch from batches where campaign_id = $1 and state <> 'settled' and owner is null order by batch limit $2 for update",
             campaign_id,
             _CANCEL_BATCHES_AT_ONCE,
         )

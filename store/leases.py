@@ -2,6 +2,10 @@
 
 Redis only announces batches and may hand one out twice; the row here is granted once per epoch, so nobody is mailed twice.
 Times of this file are PostgreSQL's own clock; a holder counts on its monotonic clock from before it asked (R4).
+
+A lease that has ended is not free yet: its holder's journal may hold outcomes that no table knows. It becomes free when the holder
+gives it back after its ledger has caught up, when its journal was carried over by somebody else, or when the holder is known to be
+gone (`feed.call_back_ended_leases`). Only then is the batch granted again.
 """
 
 from asyncpg import BitString
@@ -21,7 +25,7 @@ _LOCKED = (
 _GRANT = (
     _LOCKED.format(
         join="join campaigns c on c.id = k.campaign_id",
-        which="c.state = 'running' and (b.owner is null or b.lease_until < now())",
+        which="c.state = 'running' and (b.owner is null or ($5 and b.owner = $1))",
         change="owner = $1, epoch = b.epoch + 1, lease_until = now() + make_interval(secs => $4)",
     )
     + "returning b.campaign_id, b.batch, b.epoch, b.done"
@@ -31,26 +35,45 @@ _EXTEND = (
     + "returning b.campaign_id, b.batch"
 )
 _HAND_BACK = _LOCKED.format(join="", which="b.owner = $1", change="state = 'pending', owner = null, lease_until = null")
+_GIVE_UP = _LOCKED.format(join="", which="(b.owner = $1 or b.owner is null)", change="state = 'pending', owner = null, lease_until = null")
+_ENDED = (
+    "select campaign_id, batch from batches where owner = $1 and state = 'queued' and lease_until < now() "
+    "and campaign_id = any(array(select id from campaigns where state in ('preparing', 'running', 'paused', 'cancelling')))"
+)
 
 
 def _columns(keys: list[Key]) -> tuple[list[int], list[int]]:
     return [key[0] for key in keys], [key[1] for key in keys]
 
 
-async def grant(pool: Pool, owner: str, keys: list[Key], seconds: float) -> dict[Key, tuple[int, BitString]]:
+async def grant(pool: Pool, owner: str, keys: list[Key], seconds: float, *, again: bool = False) -> dict[Key, tuple[int, BitString]]:
     """Ask for leases on `keys`. Returns (epoch, progress bitmap) of those granted.
 
-    Not granted: leased to somebody, already settled, or the campaign is not running.
+    Not granted: leased to somebody, already settled, or the campaign is not running. `again`: the answer to the same question was
+    lost, so what `owner` was granted then is granted once more; only right when the ledger holds every outcome of `owner`'s.
     """
-    rows = await pool.fetch(_GRANT, owner, *_columns(keys), seconds)
+    rows = await pool.fetch(_GRANT, owner, *_columns(keys), seconds, again)
     return {(row[0], row[1]): (row[2], row[3]) for row in rows}
 
 
-async def extend(pool: Pool, owner: str, keys: list[Key], seconds: float) -> set[Key]:
-    """Extend every lease `owner` holds among `keys`, in one statement. Returns those still held; the others are lost."""
-    return {(row[0], row[1]) for row in await pool.fetch(_EXTEND, owner, *_columns(keys), seconds)}
+async def extend(pool: Pool, owner: str, keys: list[Key], seconds: float, *, timeout_seconds: float | None = None) -> set[Key]:
+    """Extend every lease `owner` holds among `keys`, in one statement. Returns those still held; the others are lost.
+
+    A lease that has ended in the meantime is extended too, as long as nobody has called it back.
+    """
+    return {(row[0], row[1]) for row in await pool.fetch(_EXTEND, owner, *_columns(keys), seconds, timeout=timeout_seconds)}
 
 
 async def hand_back(pool: Pool, owner: str, keys: list[Key]) -> None:
     """Give up leases: the batches become pending again. Call only when the ledger holds every outcome of theirs."""
     await pool.execute(_HAND_BACK, owner, *_columns(keys))
+
+
+async def give_up(pool: Pool, owner: str, keys: list[Key]) -> None:
+    """Like `hand_back`, also for batches that were taken from Redis and never leased: they are announced again."""
+    await pool.execute(_GIVE_UP, owner, *_columns(keys))
+
+
+async def ended(pool: Pool, owner: str) -> list[Key]:
+    """The batches whose lease `owner` still has in the table although it has ended."""
+    return [(row[0], row[1]) for row in await pool.fetch(_ENDED, owner)]

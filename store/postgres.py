@@ -5,6 +5,7 @@ statement stay asyncpg's own, because they are bugs of ours.
 """
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,7 @@ else:  # asyncpg's classes take type parameters in its stubs only
     PooledConnection = asyncpg.pool.PoolConnectionProxy
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+_LINK_OPTIONS = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000))
 MINIMUM_VERSION = 140000  # server_version_num: what the schema and the partitions need
 
 # The link broke, or the server is up and says that it cannot serve us now. Everything else is our own mistake.
@@ -85,10 +87,13 @@ async def open_pool(
     command_timeout_seconds: float | None = 30.0,
     *,
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
+    idle_in_transaction_seconds: float = 0.0,
 ) -> Pool:
     """A pool of up to `size` connections, one of them open already. Raises Unavailable when none can be opened.
 
     `command_timeout_seconds` bounds every statement that does not bring its own `timeout=`; None: no bound.
+    `idle_in_transaction_seconds`: PostgreSQL ends a connection that stands still in a transaction for so long, so that a process
+    that is stopped or cut off keeps no rows locked; 0: never.
     """
     try:
         pool: Pool = await asyncpg.create_pool(
@@ -97,11 +102,49 @@ async def open_pool(
             max_size=size,
             command_timeout=command_timeout_seconds,
             timeout=connect_timeout_seconds,
-            server_settings={"application_name": "sluice"},
+            init=_watch_link,
+            server_settings={
+                "application_name": "sluice",
+                "idle_in_transaction_session_timeout": str(int(idle_in_transaction_seconds * 1000)),
+            },
         )
     except UNAVAILABLE as error:
         raise unavailable(url, error) from error
     return pool
+
+
+async def connect_alone(url: str, *, command_timeout_seconds: float, idle_seconds: float) -> Connection:
+    """A connection for a session lock: PostgreSQL ends it when it stands still for `idle_seconds`, in a transaction or not.
+
+    So the lock of a process that is stopped or cut off comes free. Raises Unavailable.
+    """
+    idle = str(int(idle_seconds * 1000))
+    try:
+        opened = await asyncpg.connect(
+            url,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=command_timeout_seconds,
+            server_settings={
+                "application_name": "sluice",
+                "idle_session_timeout": idle,
+                "idle_in_transaction_session_timeout": idle,
+            },
+        )
+    except UNAVAILABLE as error:
+        raise unavailable(url, error) from error
+    await _watch_link(opened)
+    return opened
+
+
+async def _watch_link(conn: Connection) -> None:
+    """Let the kernel notice a server that vanished without a word; its own defaults take 15 minutes to 2 hours."""
+    link = conn._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+    if link is None or link.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in _LINK_OPTIONS:
+        if hasattr(socket, option):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from domain import states
-from store import feed, leases
+from store import engines, feed, leases
 from store.postgres import Pool
 from tests.store import seed
 
@@ -78,10 +78,65 @@ async def test_a_leased_batch_is_called_back_only_when_its_lease_has_ended(pool:
         await feed.prepare(conn, campaign, 500)
         await feed.announce(conn, campaign, 1)
         await leases.grant(pool, "one", [(campaign, 1)], 30.0)
-        assert await feed.call_back_ended_leases(conn, campaign) == 0
+        assert await feed.call_back_ended_leases(conn, campaign, as_of=await feed.database_time(conn)) == 0
         assert await feed.call_back_announced(conn, campaign, 0.0) == 0
-        await leases.extend(pool, "one", [(campaign, 1)], -1.0)
-        assert await feed.call_back_ended_leases(conn, campaign) == 1
+        before = await feed.database_time(conn)
+        await leases.extend(pool, "one", [(campaign, 1)], 0.0)
+        assert await feed.call_back_ended_leases(conn, campaign, as_of=before) == 0, "it had not ended then"
+        assert await feed.call_back_ended_leases(conn, campaign, as_of=await feed.database_time(conn)) == 1
+        assert [a.batch for a in await feed.announce(conn, campaign, 1)] == [1]
+
+
+async def test_an_ended_lease_of_a_living_engine_is_left_to_that_engine(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 1)
+        await engines.register(pool, "one", "node", 1, "/nowhere")
+        await leases.grant(pool, "one", [(campaign, 1)], -1.0)
+        now = await feed.database_time(conn)
+        assert await feed.call_back_ended_leases(conn, campaign, as_of=now, silent_seconds=10.0) == 0
+        assert await leases.grant(pool, "two", [(campaign, 1)], 30.0) == {}, "its journal may hold outcomes that no table knows"
+        assert await leases.ended(pool, "one") == [(campaign, 1)]
+        await pool.execute("update engines set seen_at = now() - interval '11 s'")
+        assert await feed.call_back_ended_leases(conn, campaign, as_of=now, silent_seconds=10.0, spared=["one"]) == 0
+        assert await feed.call_back_ended_leases(conn, campaign, as_of=now, silent_seconds=10.0, grace_seconds=60.0) == 0
+        assert await feed.call_back_ended_leases(conn, campaign, as_of=now, silent_seconds=10.0) == 1
+
+
+async def test_a_grant_whose_answer_was_lost_can_be_asked_for_again(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=10)
+    key = (campaign, 1)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 1)
+    assert (await leases.grant(pool, "one", [key], 30.0))[key][0] == 1
+    assert await leases.grant(pool, "one", [key], 30.0) == {}
+    assert await leases.grant(pool, "two", [key], 30.0, again=True) == {}
+    assert (await leases.grant(pool, "one", [key], 30.0, again=True))[key][0] == 2
+
+
+async def test_what_an_engine_has_in_hand_without_a_lease_goes_back_too(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=1500)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 3)
+        await leases.grant(pool, "one", [(campaign, 1)], 30.0)
+        await leases.grant(pool, "two", [(campaign, 2)], 30.0)
+        await leases.give_up(pool, "one", [(campaign, n) for n in (1, 2, 3)])
+        assert [a.batch for a in await feed.announce(conn, campaign, 5)] == [1, 3]
+        await feed.withdraw(conn, campaign, [1, 2])
+        assert [a.batch for a in await feed.announce(conn, campaign, 5)] == [1]
+
+
+async def test_only_what_was_announced_before_the_head_of_a_queue_counts_as_lost(pool: Pool) -> None:
+    campaign = await seed.campaign(pool, recipients=1500)
+    async with pool.acquire() as conn:
+        await feed.prepare(conn, campaign, 500)
+        await feed.announce(conn, campaign, 1)
+        await feed.announce(conn, campaign, 1)
+        head = await feed.announced_at(conn, campaign, 2)
+        assert await feed.call_back_announced(conn, campaign, 0.0, before=head) == 1
         assert [a.batch for a in await feed.announce(conn, campaign, 1)] == [1]
 
 
@@ -177,7 +232,7 @@ async def test_a_lease_that_ends_goes_to_one_other_engine_with_a_new_epoch(pool:
         await feed.prepare(conn, campaign, 500)
         await feed.announce(conn, campaign, 1)
         assert (await leases.grant(pool, "one", [key], -1.0))[key][0] == 1
-        await feed.call_back_ended_leases(conn, campaign)
+        await feed.call_back_ended_leases(conn, campaign, as_of=await feed.database_time(conn))
         await feed.announce(conn, campaign, 1)
     assert (await leases.grant(pool, "two", [key], 30.0))[key][0] == 2
     assert await leases.extend(pool, "one", [key], 30.0) == set()
