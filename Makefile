@@ -1,7 +1,7 @@
 # Every command a developer types. They run in .venv, which `python3 run.py` makes.
 PYTHON := .venv/bin/python
 
-.PHONY: build check test bench bench-quick bench-kernels profile lock clean
+.PHONY: build check test bench bench-quick bench-kernels profile chaos chaos-quick lock clean
 
 # Compiled modules, in place (SLUICE_CYTHON_DEBUG=1 for the build that checks bounds)
 build:
@@ -27,6 +27,13 @@ bench-kernels:
 # Where an engine's CPU goes under load: flame graph and tables in build/profile
 profile:
 	$(PYTHON) -m bench.profile
+
+# The delivery contract under every fault of the matrix, half an hour; chaos-quick: every process fault once, within three minutes
+chaos:
+	$(PYTHON) -m bench.chaos
+
+chaos-quick:
+	$(PYTHON) -m bench.chaos --quick
 
 # Universal and hash-locked; needs uv. No index address and no path of this machine may get into it.
 lock:
