@@ -8,8 +8,8 @@ other processes as children and never imports them. The commands about campaigns
 import os
 import sys
 
-from control import cli_base, cli_bench, cli_campaign, cli_lists, cli_servers, cli_status
-from control.cli_base import EPILOG, FAILED, click, json_option, say
+from control import cli_base, cli_bench, cli_campaign, cli_chaos, cli_journal, cli_lists, cli_servers, cli_status
+from control.cli_base import EPILOG, FAILED, become, click, json_option, say
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EPILOG)
@@ -55,14 +55,6 @@ def up(engines: int | None, log_files: bool) -> None:
     sys.exit(up_module.main(cli_base.load_settings(), cli_base.config_path(), engines=engines, log_files=log_files))
 
 
-def _become(module: str, *arguments: str) -> None:
-    """Replace this process by one of ours: signals and exit code are then its own, as a service manager wants it."""
-    from control import machine
-
-    cli_base.load_settings()  # refuse bad settings here, with the sentence the other commands give
-    os.execve(sys.executable, list(machine.python(module, *arguments)), machine.environment(cli_base.config_path()))
-
-
 @cli.command(epilog=EPILOG)
 @click.option("--slot", type=click.IntRange(0, 255), default=0, show_default=True, help="Number of this engine on its node.")
 def engine(slot: int) -> None:
@@ -70,13 +62,13 @@ def engine(slot: int) -> None:
 
     A fleet runs one per core and node; `sluice up` does it for you.
     """
-    _become("engine", "--slot", str(slot))
+    become("engine", "--slot", str(slot))
 
 
 @cli.command(epilog=EPILOG)
 def control() -> None:
     """Run the API and the console in the foreground."""
-    _become("control")
+    become("control")
 
 
 @cli.command(epilog=EPILOG)
@@ -85,7 +77,7 @@ def inbound() -> None:
 
     It serves one-click unsubscribe over HTTP and takes returned mail by SMTP.
     """
-    _become("inbound")
+    become("inbound")
 
 
 @cli.command("sink", context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -95,7 +87,7 @@ def sink(options: tuple[str, ...]) -> None:
 
     It takes everything, answers as scripted, and shows the mail (`sluice sink --help`).
     """
-    _become("bench.sink", *options)
+    become("bench.sink", *options)
 
 
 @cli.command("check-config", epilog=EPILOG)
@@ -150,8 +142,9 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "sluice", "_SLUICE_COMPLETE").source())
 
 
-for command in (*cli_lists.COMMANDS, *cli_servers.COMMANDS, *cli_campaign.COMMANDS, *cli_status.COMMANDS, *cli_bench.COMMANDS):
-    cli.add_command(command)
+for module in (cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos):
+    for command in module.COMMANDS:
+        cli.add_command(command)
 
 
 def main() -> None:

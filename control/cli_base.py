@@ -70,6 +70,14 @@ def load_settings() -> "Settings":
     return load.load(config_path(), os.environ)
 
 
+def become(module: str, *arguments: str) -> NoReturn:
+    """Replace this process by one of ours: signals and exit code are then its own, as a service manager wants it."""
+    from control import machine
+
+    load_settings()  # refuse bad settings here, with the sentence the other commands give
+    os.execve(sys.executable, list(machine.python(module, *arguments)), machine.environment(config_path()))
+
+
 def json_option(command: Command) -> Command:
     """Add `--json` to a command that reads."""
     return click.option("--json", "as_json", is_flag=True, help="Write one JSON value to standard output instead of a table.")(command)

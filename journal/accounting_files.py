@@ -53,8 +53,13 @@ class AccountingFiles:
         max_size_bytes: int = 250 * 1024 * 1024,
         flush_interval_seconds: float = 1.0,
         clock: Callable[[], float] = time.time,
+        elsewhere: bool = False,
     ) -> None:
-        """`path`: the stem and suffix, `…/acct.csv`. `records`: the types that are written; expiries are `b`."""
+        """`path`: the stem and suffix, `…/acct.csv`. `records`: the types that are written; expiries are `b`.
+
+        `elsewhere`: the journal comes from another node. The files it names are that node's, so new ones are begun; lines
+        behind the last checkpoint may stand in both.
+        """
         self.trouble = ""
         self._journal = journal
         self._path = path
@@ -62,6 +67,7 @@ class AccountingFiles:
         self._max_size_bytes = max_size_bytes
         self._flush_interval_seconds = flush_interval_seconds
         self._clock = clock
+        self._elsewhere = elsewhere
         self._reader = Reader(journal.directory, inherited=journal.inherited)
         self._checkpoint = _Checkpoint(*START, [])
         self._cursor_read = False
@@ -139,6 +145,9 @@ class AccountingFiles:
         except FileNotFoundError:
             content = msgspec.json.encode(_Checkpoint(*START, []))
         found = msgspec.json.decode(content, type=_Checkpoint)
+        if self._elsewhere:
+            # The same path on this node is a file of this node's: never cut it. What we write ourselves is remembered again
+            self._elsewhere, found.files = False, []
         for name, size in found.files:
             # A consumer may have taken a finished file away; that is its right
             with contextlib.suppress(FileNotFoundError):

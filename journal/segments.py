@@ -35,7 +35,7 @@ class Journal:
     """The writing side; at most one in the world per directory.
 
     Opening a directory that has segments goes on behind them in a new one. Raises JournalError when somebody else holds the
-    lock, or what is there cannot be read.
+    lock, or what is there is no journal; damage among its records is for its readers to find.
     """
 
     def __init__(
@@ -194,9 +194,13 @@ class Journal:
         if header is None:
             return
         with Reader(self.directory, Position(numbers[-1], header.size)) as reader:
-            while reader.read():
-                reader.advance()
-            self._segment, self._offset = reader.cursor
+            try:
+                while reader.read():
+                    reader.advance()
+                self._segment, self._offset = reader.cursor
+            except JournalError:
+                # Readers must get to the damage, and stop there by themselves: what stands before it is as true as ever
+                self._segment, self._offset = numbers[-1], segment_path(self.directory, numbers[-1]).stat().st_size
         self._closed_sizes = {number: segment_path(self.directory, number).stat().st_size for number in numbers[:-1]}
 
     # --- group commit -------------------------------------------------------------------------------------------------

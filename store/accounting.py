@@ -182,6 +182,26 @@ async def release_owner(pool: Pool, engine_id: str) -> int:
         return int(done.rpartition(" ")[2])
 
 
+class Sighting(NamedTuple):
+    """When and where an engine was seen last."""
+
+    node: str
+    journal_directory: str
+    seconds_ago: float
+    stopped: bool
+
+
+async def last_seen(pool: Pool, engine_id: str) -> Sighting | None:
+    """The last sign of life of an engine, by the clock of PostgreSQL; None when it is not known here. Raises Unavailable."""
+    async with connection(pool) as conn:
+        row = await conn.fetchrow(
+            "select node, journal_directory, extract(epoch from now() - seen_at)::float8, stopped_at is not null "
+            "from engines where id = $1",
+            engine_id,
+        )
+    return Sighting(*row) if row else None
+
+
 async def on_uncertain(pool: Pool, delivery_servers: Iterable[int]) -> dict[int, str]:
     """What each delivery server wants done with an attempt in doubt (R8): retry, assume_delivered or fail."""
     rows = await pool.fetch(

@@ -102,6 +102,7 @@ def test_random_bytes_are_garbage_or_unfinished_never_a_crash(data: bytes):
     with pytest.raises(journal_record.Garbage):
         journal_record.unpack(data)
     for function in (
+        journal_record.kinds,
         ledger_rows.touched,
         lambda block: accounting_lines.csv_lines(block, "d"),
         lambda b: ledger_rows.copy_rows(b, {}, ()),
@@ -124,3 +125,9 @@ def test_an_intent_is_open_until_any_outcome_or_its_withdrawal():
     assert len(intents) == 3
     with pytest.raises(journal_record.Garbage):
         intents.feed(b"x" * 100, 4)
+
+
+def test_records_are_counted_by_kind():
+    block = outcome("d") * 3 + outcome("u") + journal_record.pack_intent(1, 2, 3, 4, 5, 6, 7, 8, 9) * 2
+    assert journal_record.kinds(block) == {"d": 3, "u": 1, "i": 2}
+    assert journal_record.kinds(b"") == {}

@@ -198,8 +198,15 @@ def test_garbage_in_the_middle_stops_with_file_and_offset(tmp_path: Path):
                 reader.advance()
                 with pytest.raises(JournalError, match=rf"00000001\.journal: offset {bad}: .* next good record is at offset"):
                     reader.read(until=until)
-        with pytest.raises(JournalError, match=f"offset {bad}"):
-            make(tmp_path / "j")
+        # Whoever takes it over is stopped at the same place, with everything before it in hand
+        heir = make(tmp_path / "j")
+        assert heir.position == Position(1, len(damaged))
+        heir.close()
+        with Reader(tmp_path / "j", inherited=True) as reader:
+            assert numbers_of(reader.read(until=heir.position)) == [0, 1]
+            reader.advance()
+            with pytest.raises(JournalError, match=f"offset {bad}"):
+                reader.read(until=heir.position)
 
 
 def test_a_damaged_end_of_a_segment_before_the_last_is_garbage(tmp_path: Path):
