@@ -26,7 +26,7 @@ from control.cli_base import FAILED, INTERRUPTED, OK, Stores, open_stores, say, 
 from control.demo_client import ApiClient
 from control.demo_view import Line, Progress, summary
 from control.supervise import Supervisor, free_ports
-from control.up import stop_on_signals
+from control.up import keep_stores, stop_on_signals
 from domain import states
 from domain.errors import Unavailable
 from store import accounting, embedded, migrate, status
@@ -125,6 +125,7 @@ class _Demo:
             say=say,
             log_directory=self._directory / "log",
         )
+        keeping = keep_stores(self._backends)
         try:
             work = asyncio.create_task(self._work(supervisor, recipients, engines, stay=stay, as_json=as_json))
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -140,6 +141,8 @@ class _Demo:
         finally:
             stopped.cancel()
             await supervisor.stop()
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
     async def _work(self, supervisor: Supervisor, recipients: int, engines: int, *, stay: bool, as_json: bool) -> int:
         writing = asyncio.to_thread(demo_content.write_list, self._directory / "recipients.csv", recipients)

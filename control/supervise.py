@@ -152,6 +152,15 @@ class Supervisor:
         """How often a child had to be started again."""
         return sum(running.restarts for running in self._running.values())
 
+    def send(self, kind: str, number: signal.Signals) -> int:
+        """Send a signal to every child that runs and whose name is `kind` or begins with `kind.`. Returns how many."""
+        # One that is only just starting would be ended by it, and reads what it needs to know anyway
+        running = [r.process for name, r in self._running.items() if name.partition(".")[0] == kind and r.process and r.ready.done()]
+        told = [process for process in running if process.returncode is None]
+        for process in told:
+            _signal(process, number)
+        return len(told)
+
     async def stop(self) -> None:
         """Stop the children group by group in `stop_order`: SIGTERM, their time to finish, then SIGKILL. Safe to call twice."""
         self._stopping = True

@@ -4,12 +4,13 @@ import asyncio
 import signal
 from pathlib import Path
 
-from config.load import state_directory
+from config.load import load, state_directory
 from config.settings import Settings
 from control import machine
 from control.cli_base import OK, say
 from control.supervise import Supervisor, check_ports
-from store import embedded, migrate
+from domain.errors import ConfigurationError
+from store import embedded, embedded_keeper, migrate
 
 
 def main(settings: Settings, config: Path | None, *, engines: int | None, log_files: bool) -> int:
@@ -37,12 +38,15 @@ async def _run(settings: Settings, config: Path | None, backends: embedded.Backe
         say=say,
         log_directory=log,
     )
+    reload_on_hangup(supervisor, config)
+    keeping = keep_stores(backends)
     starting = asyncio.create_task(supervisor.start())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():  # told to stop before everything was up
         starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        keeping.cancel()
+        await asyncio.gather(starting, keeping, return_exceptions=True)
         return
     ready = starting.result()
     listening = [f"{name} {' '.join(words.values())}" for name, words in ready.items() if not name.startswith("engine")]
@@ -52,6 +56,31 @@ async def _run(settings: Settings, config: Path | None, backends: embedded.Backe
     await stopped
     say(f"stopping: engines finish what they began (at most {settings.engine.drain_timeout_seconds:g} s)")
     await supervisor.stop()
+    keeping.cancel()  # not before: engines that drain need their stores
+    await asyncio.gather(keeping, return_exceptions=True)
+
+
+def keep_stores(backends: embedded.Backends) -> "asyncio.Task[None]":
+    """Watch over the private servers this process runs, if any, until the task is cancelled."""
+    servers = backends.servers if backends.owned else None
+    if servers is None:
+        return asyncio.create_task(asyncio.sleep(0), name="no private servers")
+    return asyncio.create_task(embedded_keeper.keep(servers, say), name="private servers")
+
+
+def reload_on_hangup(supervisor: Supervisor, config: Path | None) -> None:
+    """SIGHUP: check the settings and let the engines read them again; refused whole here already when anything is wrong (P12)."""
+
+    def reload() -> None:
+        try:
+            load(config)
+        except ConfigurationError as error:
+            say(f"settings refused, the old ones stay: {error}")
+            return
+        told = supervisor.send("engine", signal.SIGHUP)
+        say(f"settings read again by {told} engine{'s' if told != 1 else ''}; the log says what needs a restart")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -11,6 +11,7 @@ Layout of the state directory: `embedded.lock` (flock: somebody runs the servers
 import contextlib
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -18,8 +19,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -62,6 +63,7 @@ class Backends:
     redis_url: str
     chosen: str
     owned: bool
+    servers: "EmbeddedServers | None" = field(default=None, compare=False, repr=False)  # for `embedded_keeper.keep`
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,32 @@ class _Child:
     log: Path
 
 
+@dataclass(frozen=True)
+class _Started:
+    child: _Child
+    url: str
+    is_ready: Callable[[], bool]
+
+    def wait(self) -> None:
+        _wait_until_ready(self.child, self.is_ready)
+
+
 class EmbeddedServers:
     """Servers of one state directory, run by this process (`owned`) or by another one that we attached to."""
 
-    def __init__(self, backends: Backends, children: Sequence[_Child] = (), lock: int = -1, record: Path | None = None) -> None:
+    def __init__(
+        self,
+        backends: Backends,
+        children: Sequence[_Child] = (),
+        lock: int = -1,
+        record: Path | None = None,
+        starters: Mapping[str, Callable[[], _Started]] | None = None,
+    ) -> None:
         self.backends = backends
         self._children = list(children)
         self._lock = lock
         self._record = record
+        self._starters = dict(starters or {})
 
     def died(self) -> str:
         """A sentence about the first server that ended by itself; empty while all run (or are not ours)."""
@@ -88,6 +108,19 @@ class EmbeddedServers:
             if code is not None:
                 return f"{child.name} ended by itself with exit code {code}; the end of {child.log}:\n{_tail(child.log)}"
         return ""
+
+    def dead(self) -> list[str]:
+        """The names of the servers that ended by themselves."""
+        return [child.name for child in self._children if child.process.poll() is not None]
+
+    def start_again(self, name: str) -> Callable[[], bool]:
+        """Start a dead server on the same data and socket, so that clients only have to connect anew.
+
+        Returns at once, with a function that tells whether it is ready. Main thread only, as `start`. Raises Unavailable.
+        """
+        started = self._starters[name]()
+        self._children = [started.child if child.name == name else child for child in self._children]
+        return started.is_ready
 
     def stop(self) -> None:
         """Stop what this process started, in order and cleanly; nothing when the servers belong to another process."""
@@ -131,23 +164,24 @@ def start(state_directory: Path, *, database: bool, redis: bool, durable: bool =
         programs = embedded_programs.Finder(state_directory, wheels=wheels)
         urls = {"database_url": "", "redis_url": ""}
         chosen: list[str] = []
-        starters: list[Callable[[], None]] = []
+        starters: dict[str, Callable[[], _Started]] = {}
+        started: list[_Started] = []
         if redis:
             valkey = programs.valkey()
-            child, url, ready = _start_valkey(valkey, state_directory, durable=durable)
-            children.append(child)
-            starters.append(ready)
-            urls["redis_url"] = url
+            starters["Valkey"] = functools.partial(_start_valkey, valkey, state_directory, durable=durable)
+            started.append(starters["Valkey"]())
+            children.append(started[-1].child)
+            urls["redis_url"] = started[-1].url
             chosen.append(f"{valkey.describe()}, private in {state_directory / 'valkey'}")
         if database:
             postgres = programs.postgres()
-            child, url, ready = _start_postgres(postgres, state_directory, durable=durable)
-            children.append(child)
-            starters.append(ready)
-            urls["database_url"] = url
+            starters["PostgreSQL"] = functools.partial(_start_postgres, postgres, state_directory, durable=durable)
+            started.append(starters["PostgreSQL"]())
+            children.append(started[-1].child)
+            urls["database_url"] = started[-1].url
             chosen.insert(0, f"{postgres.describe()}, private in {_data_directory(postgres, state_directory)}")
-        for wait_until_ready in starters:
-            wait_until_ready()
+        for server in started:
+            server.wait()
         line = "; ".join(chosen)
         partial = record.with_suffix(".new")
         partial.write_text(json.dumps({**urls, "chosen": line, "pid": os.getpid()}))
@@ -155,7 +189,7 @@ def start(state_directory: Path, *, database: bool, redis: bool, durable: bool =
         partial.replace(record)
         # Stopped in this order: PostgreSQL holds the truth and is given its time first
         children.sort(key=lambda child: child.name)
-        return EmbeddedServers(Backends(chosen=line, owned=True, **urls), children, lock, record)
+        return EmbeddedServers(Backends(urls["database_url"], urls["redis_url"], line, owned=True), children, lock, record, starters)
     except BaseException:
         EmbeddedServers(Backends("", "", "", True), children, lock, record).stop()
         raise
@@ -185,6 +219,7 @@ def resolve(database_url: str, redis_url: str, state_directory: Path, durable: b
             redis_url=own.redis_url if redis else redis_url,
             chosen="; ".join([own.chosen, *chosen]),
             owned=own.owned,
+            servers=servers,
         )
     finally:
         servers.stop()
@@ -236,7 +271,7 @@ def _data_directory(program: Program, state_directory: Path) -> Path:
     return state_directory / f"pg{program.version[0]}"  # majors do not read each other's files
 
 
-def _start_postgres(program: Program, state_directory: Path, *, durable: bool) -> tuple[_Child, str, Callable[[], None]]:
+def _start_postgres(program: Program, state_directory: Path, *, durable: bool) -> _Started:
     data = _data_directory(program, state_directory)
     sockets = _socket_directory(state_directory, program.user)
     log = state_directory / "log" / "postgres.log"
@@ -255,7 +290,7 @@ def _start_postgres(program: Program, state_directory: Path, *, durable: bool) -
             return len(lines) >= 8 and lines[0].strip() == str(child.process.pid) and lines[7].strip() == "ready"
         return False
 
-    return child, f"postgresql://sluice@/postgres?host={quote(str(sockets))}", lambda: _wait_until_ready(child, is_ready)
+    return _Started(child, f"postgresql://sluice@/postgres?host={quote(str(sockets))}", is_ready)
 
 
 def _initdb(program: Program, data: Path, log: Path, *, durable: bool) -> None:
@@ -279,7 +314,7 @@ def _initdb(program: Program, data: Path, log: Path, *, durable: bool) -> None:
     fresh.rename(data)
 
 
-def _start_valkey(program: Program, state_directory: Path, *, durable: bool) -> tuple[_Child, str, Callable[[], None]]:
+def _start_valkey(program: Program, state_directory: Path, *, durable: bool) -> _Started:
     data = state_directory / "valkey"
     data.mkdir(mode=0o700, exist_ok=True)
     program.user.own(data)
@@ -304,7 +339,7 @@ def _start_valkey(program: Program, state_directory: Path, *, durable: bool) -> 
     def is_ready() -> bool:
         return backends_check.ping_socket(socket_path)
 
-    return child, f"unix://{quote(str(socket_path))}?db=0", lambda: _wait_until_ready(child, is_ready)
+    return _Started(child, f"unix://{quote(str(socket_path))}?db=0", is_ready)
 
 
 def _socket_directory(state_directory: Path, user: ServerUser) -> Path:
