@@ -179,6 +179,8 @@ def main(argv: list[str] | None = None) -> int:
         report.catalogue(FAULTS, CANNOT)
         return 0
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="sluice-chaos-"))
+    if arguments.directory is None:
+        directory.chmod(0o711)  # run as root, PostgreSQL is somebody else's process and must pass through
     keep = arguments.directory is not None
     logging.getLogger("asyncpg").setLevel(logging.CRITICAL)  # our own pool says every time that the killed server is away
     try:
