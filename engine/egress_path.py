@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 IDLE_TIMEOUT_SECONDS = 10.0
 QUIET_SECONDS = 10.0  # no reply on any connection for so long is worth a word in the status
+LIVELY_SECONDS = 300.0  # a server that has answered somebody since then is alive: what it ends a connection for is the message
 _connection_ids = itertools.count(1)
 
 # Of seven turns four go to transactional mail, two to autoresponders, one to marketing; a class with nothing waiting passes its turn on.
@@ -37,9 +38,9 @@ _TURNS = (0, 1, 0, 2, 0, 1, 0)
 class Facts:
     """What the accounting records of one connection's messages have in common, and what became of them without an answer."""
 
-    __slots__ = ("answers_before", "destination_ip", "esmtp", "level", "mta", "queue_suffix", "smtputf8", "source_ip", "unanswered")
+    __slots__ = ("destination_ip", "esmtp", "in_doubt", "level", "mta", "queue_suffix", "smtputf8", "source_ip", "unanswered")
 
-    def __init__(self, server: DeliveryServer, connected: Connected, level: int, answers_before: int) -> None:
+    def __init__(self, server: DeliveryServer, connected: Connected, level: int) -> None:
         self.mta = f"{server.host} ({connected.peer_ip})" if connected.peer_ip else server.host
         self.source_ip = connected.source_ip
         self.destination_ip = connected.peer_ip
@@ -47,8 +48,8 @@ class Facts:
         self.queue_suffix = "/" + server.name
         self.smtputf8 = connected.smtputf8
         self.level = level
-        self.answers_before = answers_before  # the path's, when this connection began
         self.unanswered = 0  # messages begun that came back
+        self.in_doubt = 0  # of those, such as may have arrived
 
 
 class EgressPath:
@@ -62,6 +63,7 @@ class EgressPath:
         self._share = share
         self.health = PathHealth(time.monotonic())
         self._looked_at = (0, 0)
+        self._answered_at = float("-inf")
         self.bucket = TokenBucket(self._rate_share(), time.monotonic())
         self.sessions: set[SmtpSession] = set()
         self._waiting: set[SmtpSession] = set()  # have room and found nothing to send
@@ -188,7 +190,11 @@ class EgressPath:
         self.sessions.discard(session)
         self._waiting.discard(session)
         if session.violated:
-            self._demote(reason, session.facts.level)
+            self.health.lost_step(reason, session.facts.level, time.monotonic())
+            self._use_less()
+        elif session.facts.in_doubt > 1:
+            self.health.lost_window(session.facts.in_doubt, time.monotonic())
+            self._use_less()
         if not trouble:
             self.answered(session)
         elif session.sent <= session.facts.unanswered:
@@ -212,18 +218,18 @@ class EgressPath:
         if self.health.answered(session.connection_id):
             self.wake()
 
-    def came_back(self, session: SmtpSession) -> float:
+    def came_back(self, session: SmtpSession, *, in_doubt: bool) -> float:
         """A message begun on `session` has no answer; says how much that speaks against the message and not the server."""
         session.facts.unanswered += 1
-        return 1.0 if self.answers > session.facts.answers_before else DEAD_SERVER_LOSS
+        session.facts.in_doubt += in_doubt
+        return 1.0 if time.monotonic() - self._answered_at < LIVELY_SECONDS else DEAD_SERVER_LOSS
 
     def slow_down(self, sentence: str) -> None:
         """A reply asked us to."""
         self.health.throttled += 1
         self.health.throttle_said = sentence
 
-    def _demote(self, sentence: str, level: int) -> None:
-        self.health.lost_step(sentence, level, time.monotonic())
+    def _use_less(self) -> None:
         for session in list(self.sessions):
             if session.facts.level < self.health.level:
                 session.quit()
@@ -267,6 +273,8 @@ class EgressPath:
                 session.abort("nothing is awaited and nothing can be sent")
         answered, throttled = self._looked_at
         self._looked_at = self.answers, self.health.throttled
+        if self.answers != answered:
+            self._answered_at = now
         self.health.pace.look(now, self.answers - answered, self.health.throttled - throttled)
         if (rate := self._rate_share()) != self.bucket.per_second:
             self.bucket.set_rate(rate)
@@ -349,7 +357,7 @@ class EgressPath:
             command_timeout=limits.command_timeout_seconds,
             final_dot_timeout=limits.final_dot_timeout_seconds,
             connection_id=number,
-            facts=Facts(server, connected, level, self.answers),
+            facts=Facts(server, connected, level),
         )
         session.start(connected.transport)
         self.opened(session)

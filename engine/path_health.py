@@ -10,6 +10,7 @@ from engine.path_plan import backoff_seconds
 from engine.throttle import Pace
 
 DEMOTION_SECONDS: Final = 300.0
+CAUTION_SECONDS: Final = 60.0
 # How much of a server's capabilities is used: a peer that loses step is spoken to more slowly and more safely for a while (R6).
 ALL, NO_CHUNKING, LOCK_STEP = 0, 1, 2
 _MANNERS: Final = ("", "DATA instead of BDAT", "one command at a time")
@@ -30,7 +31,7 @@ class PathHealth:
         self.level = ALL
         self.demoted_until = 0.0
         self.violations = 0
-        self.violation = ""
+        self.demoted_for = ""
         self._failed_at = 0
 
     def forget_failures(self, *, moved: bool) -> None:
@@ -79,9 +80,16 @@ class PathHealth:
     def lost_step(self, sentence: str, level: int, now: float) -> None:
         """A connection of that level ended by a protocol violation: the next ones use less, for a while."""
         self.violations += 1
-        self.violation = sentence.removeprefix("protocol violation: ")
+        self.demoted_for = f"the server broke the protocol: {sentence.removeprefix('protocol violation: ')}"
         self.level = max(self.level, min(LOCK_STEP, level + 1))
         self.demoted_until = now + DEMOTION_SECONDS
+
+    def lost_window(self, in_doubt: int, now: float) -> None:
+        """A connection was lost with several messages in doubt: one at a time for a while, in case one of them is the reason."""
+        if self.level == ALL:
+            self.level = NO_CHUNKING
+            self.demoted_until = now + CAUTION_SECONDS
+            self.demoted_for = f"a connection was lost with {in_doubt} messages in doubt"
 
     def trust_again(self, now: float) -> bool:
         """True once when the time of a demotion has passed."""
@@ -100,5 +108,5 @@ class PathHealth:
             notes.append(f"slowed to {self.pace.per_second:.3g} messages/s because the server says: {self.throttle_said}")
         if self.level != ALL:
             minutes = max(1, round((self.demoted_until - now) / 60))
-            notes.append(f"{_MANNERS[self.level]} for {minutes} min, because the server broke the protocol: {self.violation}")
+            notes.append(f"{_MANNERS[self.level]} for {minutes} min, because {self.demoted_for}")
         return notes

@@ -7,7 +7,7 @@ import msgspec
 
 MIN_BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 300.0
-MAX_CONNECTED_BACKOFF_SECONDS = 30.0  # it greets us, and then ends every connection without an answer to any message
+MAX_CONNECTED_BACKOFF_SECONDS = 5.0  # it greets us, and then ends every connection without an answer to any message
 OPERATOR_BACKOFF_SECONDS = 60.0  # wrong password, TLS missing: at most one try a minute, so no account is locked out
 MESSAGES_PER_NEW_CONNECTION = 20  # do not open another connection for less work than this
 

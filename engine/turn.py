@@ -21,7 +21,7 @@ from engine.egress_path import EgressPath, Facts
 from engine.held import HeldBatch
 from engine.suppression_set import SuppressionSet, is_suppressed
 from ext.journal_record import pack_intent, pack_outcome, pack_withdrawal
-from ext.smtp_session import STAGE_CONTENT, Message, Outcome, SmtpSession
+from ext.smtp_session import STAGE_CONTENT, STAGE_LOST, Message, Outcome, SmtpSession
 from journal.segments import Journal
 
 log = structlog.get_logger(__name__)
@@ -219,7 +219,7 @@ class Turn:
         losses = 0.0
         unanswered = code in (0, 421, 503)
         if unanswered and outcome.begun:
-            losses = held.losses[index] = held.losses.get(index, 0.0) + path.came_back(session)
+            losses = held.losses[index] = held.losses.get(index, 0.0) + path.came_back(session, in_doubt=outcome.stage == STAGE_LOST)
         what = disposition.decide(outcome.stage, code, reason, losses=losses, on_uncertain=path.server.limits.on_uncertain)
         diagnostic = f"{code} {text}" if code else text
         if what.path == "suspend":

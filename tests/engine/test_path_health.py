@@ -1,6 +1,6 @@
 """engine.path_health: what counts as a failure, when it is over, and what an operator reads of it."""
 
-from engine.path_health import ALL, DEMOTION_SECONDS, LOCK_STEP, NO_CHUNKING, PathHealth
+from engine.path_health import ALL, CAUTION_SECONDS, DEMOTION_SECONDS, LOCK_STEP, NO_CHUNKING, PathHealth
 
 
 def fail(health: PathHealth, connection: int, newest: int, now: float = 100.0, *, permanent: bool = False, engines: int = 1) -> bool:
@@ -62,3 +62,11 @@ def test_a_server_that_is_moved_has_to_prove_itself_again() -> None:
     assert (health.failures, health.proven) == (0, True)
     health.forget_failures(moved=True)
     assert not health.proven
+
+
+def test_after_a_window_was_lost_only_one_message_at_a_time_is_at_stake_for_a_minute() -> None:
+    health = PathHealth(0.0)
+    health.lost_window(4, 10.0)
+    assert health.level == NO_CHUNKING
+    assert health.notes(10.0) == ["DATA instead of BDAT for 1 min, because a connection was lost with 4 messages in doubt"]
+    assert health.trust_again(10.0 + CAUTION_SECONDS)
