@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from journal.segment_files import START, Position, Reader, pack_header, read_hea
 LOCK_NAME: Final = "lock"
 _MAKING: Final = ".making-"
 _REMOVED: Final = ".removed-"
+
+_log = logging.getLogger(__name__)
 
 
 class JournalOwned(JournalError):
@@ -249,6 +252,7 @@ class Journal:
         if failed:
             # The kernel may have dropped the pages and will not say so twice: what follows goes to another file
             self.sync_failures += 1
+            _log.error("%s: fsync failed: %s; the journal goes on in a new file", segment_path(self.directory, segment), failed)
             self._sync_broken = segment == self._segment
         elif segment == self._segment:
             self._synced = max(self._synced, offset)
