@@ -122,6 +122,10 @@ class _Pair:
             self.reset()
             return
         self.weather_changed()
+
+    def connected(self, server: "_Side") -> None:
+        self.server = server
+        # before anything else can arrive, so that the order stays
         for data in self.early:
             self.carry(data, up=True)
         self.early.clear()
@@ -191,7 +195,7 @@ class _Side(asyncio.Protocol):
         elif self._pair.gone:
             self.reset()
         else:
-            self._pair.server = self
+            self._pair.connected(self)
 
     def data_received(self, data: bytes) -> None:
         self._pair.carry(data, up=self._is_client)
