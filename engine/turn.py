@@ -14,13 +14,14 @@ import structlog
 
 from domain import states
 from domain.bounce import classify
-from domain.errors import Invalid, JournalError
+from domain.errors import JournalError
 from domain.reply import SmtpReply, one_line
 from engine import disposition, retry
 from engine.egress_path import EgressPath, Facts
 from engine.held import HeldBatch
 from engine.suppression_set import SuppressionSet, is_suppressed
-from ext.journal_record import pack_intent, pack_outcome, pack_withdrawal
+from ext import turn_steps
+from ext.journal_record import pack_outcome, pack_withdrawal
 from ext.smtp_session import STAGE_CONTENT, STAGE_LOST, Message, Outcome, SmtpSession
 from journal.segments import Journal
 
@@ -72,8 +73,13 @@ class Turn:
         self._scheduled = False
         self._now_us = int(time.time() * 1e6)
         outcomes, self.outcomes = self.outcomes, []
-        for outcome in outcomes:
-            self._settle(outcome)
+        if outcomes:
+            others, delivered, settled = turn_steps.record_deliveries(outcomes, self._journal.append, self._now_us)
+            self.messages += delivered
+            for held in settled:
+                self._settled(held)
+            for outcome in others:
+                self._settle(outcome)
         closed, self._closed = self._closed, []
         for session, reason in closed:
             session.owner.closed(session, reason, trouble=not session.graceful)
@@ -99,8 +105,7 @@ class Turn:
             self.trouble = str(error)
             return
         unflushed, self._unflushed = self._unflushed, []
-        for session in unflushed:
-            session.flush()
+        turn_steps.flush_all(unflushed)
 
     def _write_again(self) -> None:
         try:
@@ -123,8 +128,7 @@ class Turn:
             by_path.setdefault(session.owner, []).append(session)
         now = time.monotonic()
         for path, sessions in by_path.items():
-            rooms = [session.room for session in sessions]
-            wanted = sum(rooms)
+            rooms, wanted = turn_steps.rooms_of(sessions)
             if not wanted:
                 continue
             allowed = path.bucket.take(wanted, now)
@@ -169,12 +173,8 @@ class Turn:
             return
         recipients = batch.recipients
         built = campaign.compiled.build([recipients[i] for i in indexes], composed_at=batch.composed_at, attempt=batch.attempt)
-        for index, result in zip(indexes, built, strict=True):
-            if isinstance(result, Invalid):
-                self._local(path, held, index, states.KIND_EXPIRY, "5.6.0", str(result), "content-related")
-            else:
-                mail_from, rcpt, wire, smtputf8 = result
-                into.append(Message(mail_from, rcpt, wire, (held, index), smtputf8))
+        for index, refusal in turn_steps.make_messages(built, held, indexes, into):
+            self._local(path, held, index, states.KIND_EXPIRY, "5.6.0", str(refusal), "content-related")
 
     def _submit(self, path: EgressPath, session: SmtpSession, messages: list[Message]) -> None:
         facts: Facts = session.facts
@@ -185,17 +185,7 @@ class Turn:
                     sentence = "the address needs SMTPUTF8, which the delivery server does not offer"
                     self._local(path, held, index, states.KIND_EXPIRY, "5.6.7", sentence, "bad-configuration")
             messages = [message for message in messages if not message.smtputf8]
-        append, server_id, connection, at = self._journal.append, path.server.id, session.connection_id, self._now_us
-        for message in messages:
-            held, index = message.ref
-            batch = held.batch
-            append(
-                pack_intent(
-                    batch.campaign_id, batch.batch, batch.recipients[index].number, batch.positions[index], batch.attempt, held.epoch,
-                    connection, server_id, at,
-                )
-            )  # fmt: skip
-        session.submit(messages)
+        turn_steps.begin(session, messages, self._journal.append, path.server.id, self._now_us)
 
     # --- outcomes in ---------------------------------------------------------------------------------------------------------
     def _settle(self, outcome: Outcome) -> None:
