@@ -228,7 +228,10 @@ class Runner:
             scene.broken.append(f"not finished {time.monotonic() - healed:.0f} s after the fault was healed: {late}")
         heal_seconds = self._heal_seconds(healed, rate)
         verdict = await self.reconcile(load, fleet, scene, fault)
-        scene.broken += verdict_sentences(verdict, fault.duplicates, scene.window, self.options.on_uncertain)
+        found = verdict_sentences(verdict, fault.duplicates, scene.window, self.options.on_uncertain)
+        if found:
+            scene.notes += await self._stories(load, fleet)
+        scene.broken += found
         if heal_seconds > fault.heal_limit:
             scene.broken.append(f"healed after {heal_seconds:.1f} s, more than {fault.heal_limit:g} s")
         scene.notes += fleet.surprises()
@@ -315,6 +318,21 @@ class Runner:
             if wrong:
                 scene.broken.append(f"messages were malformed: {wrong}")
         return verdict
+
+    async def _stories(self, load: Load, fleet: Fleet) -> list[str]:
+        """What the ledger says about a few recipients of whom more than one copy was accepted."""
+        doubled = [address for address, ids in self.copies.of(load.number).items() if len(ids) > 1][:3]
+        rows = await fleet.pool.fetch(
+            "select a.recipient, a.kind::text, a.attempt, a.at, a.batch, a.connection, a.diagnostic, b.epoch "
+            "from accounting a left join batches b on b.campaign_id = a.campaign_id and b.batch = a.batch "
+            "where a.campaign_id = any($1) and a.recipient = any($2) order by a.recipient, a.at",
+            load.campaigns, doubled, timeout=60,
+        )  # fmt: skip
+        return [
+            f"{row['recipient']}: {row['kind']} attempt {row['attempt']} at {row['at']:%H:%M:%S.%f} batch {row['batch']} (epoch now "
+            f"{row['epoch']}) connection {row['connection']}: {row['diagnostic'][:80]}"
+            for row in rows
+        ]
 
 
 def verdict_sentences(verdict: Verdict, duplicates: str, window: int, on_uncertain: str) -> list[str]:
