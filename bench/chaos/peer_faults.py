@@ -121,7 +121,7 @@ def _scripted(name: str, row: int, about: str, *rules: dict[str, object], refuse
 
 def _linked(name: str, row: int, about: str, inject: Step, *, hold: tuple[float, float] = (3.0, 5.0), heal_limit: float = 60.0) -> Fault:
     return Fault(name=name, row=row, about=about, inject=inject, heal=heal_links, hold=hold, duplicates="named", needs=_LINKS,
-                 heal_limit=heal_limit)  # fmt: skip
+                 heal_limit=heal_limit, mixed=True)  # fmt: skip
 
 
 def _greeted(name: str, row: int, about: str, *rules: dict[str, object], tls: bool = False, heal_limit: float = 60.0) -> Fault:

@@ -20,6 +20,7 @@ from bench.chaos.runner import STORE_AWAY, Run, Runner, Say, verdict_sentences
 
 FAULT_EVERY_SECONDS: Final = 20.0
 _MIXED_RATE: Final = 500.0  # messages a second on average that mixed chaos must still send
+_LOADS_AT_ONCE: Final = 4  # a storm's load is that many times as large as a run's: fewer, larger campaigns
 _BACK: Final = 0.5  # of the pace before: a storm's fault is healed
 
 
@@ -128,7 +129,7 @@ async def mixed(runner: Runner, faults: Sequence[Fault], minutes: float, seed: i
 
 async def _begin(runner: Runner, choices: str) -> tuple[Scene, Supply, float]:
     fleet = await runner.fleet_for(frozenset({"proxied"}) if choices.endswith("mixed") else frozenset())
-    supply = Supply(runner, fleet, runner.options.recipients)
+    supply = Supply(runner, fleet, _LOADS_AT_ONCE * runner.options.recipients)
     began = time.monotonic()
     await supply.start()
     scene = Scene(fleet, supply.loads[0], runner.copies, random.Random(choices))
