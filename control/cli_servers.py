@@ -56,7 +56,7 @@ def _options(command: Command) -> Command:
         click.option("--mfrom", help="Domain of the signed return paths, or one address that is used exactly so."),
         click.option("--enforced-from", help="From address of everything sent through it."),
         click.option("--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, repeatable: max_connections=20, "
-                     "max_messages_per_second=100, bdat_window=4, retry_schedule_seconds=60,300,900 …"),
+                     "max_messages_per_second=100, bdat_window=4, retry_schedule_seconds=60,300,900, retry_growth=2 …"),
         click.option("--enabled/--disabled", "enabled", default=None, help="Use it or not; waiting mail waits."),
     )):  # fmt: skip
         command = option(command)

@@ -34,6 +34,8 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "limits.bdat_window": (1, 64, "it bounds how many messages can be sent twice when a connection is lost"),
     "limits.final_dot_timeout_seconds": (60, 3600, "shorter ones make servers deliver twice, RFC 5321 4.5.3.2.6"),
     "limits.command_timeout_seconds": (1, 3600, ""),
+    "limits.retry_growth": (1, 100, "1 means that the last wait of the schedule repeats"),
+    "limits.retry_longest_seconds": (1, 7 * 86400, ""),
     "limits.max_age_seconds": (60, 30 * 86400, ""),
 }
 
@@ -70,6 +72,8 @@ class DeliveryServerLimitsUpdate(msgspec.Struct, frozen=True, kw_only=True, forb
     final_dot_timeout_seconds: float | UnsetType = UNSET
     command_timeout_seconds: float | UnsetType = UNSET
     retry_schedule_seconds: tuple[float, ...] | UnsetType = UNSET
+    retry_growth: float | UnsetType = UNSET
+    retry_longest_seconds: float | UnsetType = UNSET
     max_age_seconds: float | UnsetType = UNSET
     on_uncertain: OnUncertain | UnsetType = UNSET
 

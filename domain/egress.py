@@ -19,7 +19,9 @@ class DeliveryServerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     bdat_window: int = 4  # messages in flight per connection with CHUNKING = the duplicate window (P3)
     final_dot_timeout_seconds: float = 600.0  # RFC 5321 §4.5.3.2.6; at least 60
     command_timeout_seconds: float = 300.0  # RFC 5321 §4.5.3.2
-    retry_schedule_seconds: tuple[float, ...] = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)  # the last repeats
+    retry_schedule_seconds: tuple[float, ...] = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)  # waits after attempt 1, 2, ...
+    retry_growth: float = 1.0  # behind the list each wait is the one before times this; 1 = the last repeats
+    retry_longest_seconds: float = 14400.0  # waits do not grow beyond this
     max_age_seconds: float = 4.5 * 86400.0  # from the first attempt; older is expired
     on_uncertain: OnUncertain = "retry"
 

@@ -237,9 +237,7 @@ class Turn:
                 kind, diagnostic, category = states.KIND_TRANSIENT, doubt, "bad-connection"
         if kind == states.KIND_TRANSIENT:
             limits, now = path.server.limits, self._now_us / 1e6
-            due = retry.next_due(
-                limits.retry_schedule_seconds, held.batch.attempt, now, random.random(), held.batch.first_attempt_at, limits.max_age_seconds
-            )
+            due = retry.next_due(limits, held.batch.attempt, now, random.random(), held.batch.first_attempt_at)
             if due is None:
                 kind, category = states.KIND_EXPIRY, "message-expired"
                 status = "4.4.7"

@@ -89,6 +89,8 @@ BAD: list[tuple[str, object]] = [
     ("limits.final_dot_timeout_seconds", 59),
     ("limits.bdat_window", 0),
     ("limits.retry_schedule_seconds", []),
+    ("limits.retry_growth", 0.5),
+    ("limits.retry_longest_seconds", 0),
     ("limits.on_uncertain", "perhaps"),
     ("limits.unknown", 1),
     ("unknown", 1),
