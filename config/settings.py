@@ -69,7 +69,7 @@ class Journal(_Section, frozen=True):
     directory: str = ""  # empty: journal/ in the state directory
     segment_bytes: Bytes = 64 * 1024 * 1024
     fsync_interval_seconds: Seconds = 0.1
-    ledger_interval_seconds: Seconds = 0.2
+    ledger_interval_seconds: Seconds = 0.5
     disk_budget_bytes: Bytes = 4 * 1024 * 1024 * 1024
 
 

@@ -153,6 +153,7 @@ cdef void put_cell(Output *out, const char *prefix, Py_ssize_t prefix_size, Slic
     """One cell on one line: RFC 4180 quotes only when needed, a leading ' where a spreadsheet would see a formula (S15)."""
     cdef const unsigned char *p = <const unsigned char *>text.start
     cdef Py_ssize_t i = 0
+    cdef Py_ssize_t run
     cdef int blank
     cdef bint quoted = memchr(p, b",", text.size) != NULL or memchr(p, b'"', text.size) != NULL
     if quoted:
@@ -162,11 +163,15 @@ cdef void put_cell(Output *out, const char *prefix, Py_ssize_t prefix_size, Slic
         if p[0] == b"=" or p[0] == b"+" or p[0] == b"-" or p[0] == b"@" or p[0] == b"\t" or p[0] == b"\r":
             put_char(out, b"'")
     while i < text.size:
-        # most bytes are printable ASCII
-        if 0x20 <= p[i] < 0x7F:
-            if p[i] == b'"':
-                put_char(out, b'"')
-            put_char(out, <char>p[i])
+        # most bytes are printable ASCII: they are copied in runs
+        run = i
+        while i < text.size and 0x20 <= p[i] < 0x7F and p[i] != 0x22:
+            i += 1
+        if i > run:
+            put(out, text.start + run, i - run)
+            continue
+        if p[i] == b'"':
+            put(out, b'""', 2)
             i += 1
             continue
         blank = blank_at(p + i, text.size - i)

@@ -51,10 +51,18 @@ cdef void put_utc(Output *out, Clock *clock, int64_t microseconds) noexcept nogi
 
 
 cdef void put_copy_text(Output *out, Slice text) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef char c
-    for i in range(text.size):
-        c = text.start[i]
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t run
+    cdef unsigned char c
+    while i < text.size:
+        run = i
+        while i < text.size and (<unsigned char>text.start[i] > 0x5C or 0x20 <= <unsigned char>text.start[i] < 0x5C):
+            i += 1
+        put(out, text.start + run, i - run)
+        if i == text.size:
+            return
+        c = <unsigned char>text.start[i]
+        i += 1
         if c == b"\\":
             put(out, b"\\\\", 2)
         elif c == b"\t":
@@ -66,7 +74,7 @@ cdef void put_copy_text(Output *out, Slice text) noexcept nogil:
         elif c == 0:  # PostgreSQL has no NUL in text
             put_char(out, b" ")
         else:
-            put_char(out, c)
+            put_char(out, <char>c)
 
 
 cdef void put_copy_row(Output *out, Clock *clock, Outcome *o, char kind) noexcept nogil:
