@@ -34,6 +34,9 @@ _MAX_KEYWORDS = 100
 _HEARD_LIMIT = 65536
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 
+# The last good answer for each delivery server: a name server that is away must not stop mail to a host that is there.
+_last_found: dict[tuple[str, int], Any] = {}
+
 _T = TypeVar("_T")
 
 
@@ -111,15 +114,23 @@ class _Handshake:
         """Resolve the host and connect to the first address that answers, within the server's connect timeout."""
         server, loop = self.server, asyncio.get_running_loop()
         limit = loop.time() + server.connect_timeout_seconds
+        key = (server.host, server.port)
         try:
             async with asyncio.timeout_at(limit):
-                found = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+                found = await loop.getaddrinfo(*key, type=socket.SOCK_STREAM)
+            _last_found[key] = found
         except TimeoutError:
-            raise self.failed("resolve", f"looking up {server.host} took longer than {server.connect_timeout_seconds:g} seconds") from None
+            if key not in _last_found:
+                sentence = f"looking up {server.host} took longer than {server.connect_timeout_seconds:g} seconds"
+                raise self.failed("resolve", sentence) from None
+            limit += server.connect_timeout_seconds
+            found = _last_found[key]
         except (socket.gaierror, UnicodeError) as error:
-            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            if not isinstance(error, socket.gaierror) or error.errno != socket.EAI_AGAIN:
+                raise self.failed("resolve", f"there is no host {server.host}; check the host name", permanent=True) from None
+            if key not in _last_found:
                 raise self.failed("resolve", f"the name server does not answer for {server.host}; it will be asked again") from None
-            raise self.failed("resolve", f"there is no host {server.host}; check the host name", permanent=True) from None
+            found = _last_found[key]
         if source_address is not None:
             family = socket.AF_INET6 if ":" in source_address else socket.AF_INET
             found = [entry for entry in found if entry[0] == family]

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,6 +201,21 @@ async def test_an_unknown_host_is_named() -> None:
     failure = await refused(25, host="no-such-host.invalid")
     assert failure.stage == "resolve"
     assert "no-such-host.invalid" in str(failure)
+
+
+@pytest.mark.parametrize("trouble", [socket.gaierror(socket.EAI_AGAIN, "try again"), TimeoutError()])
+async def test_a_name_server_that_is_away_does_not_stop_mail_to_a_host_that_was_known(
+    monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise trouble
+
+    async with Peer(()) as peer:
+        (await opened(peer, host="localhost")).transport.abort()
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", away)
+        (await opened(peer, host="localhost")).transport.abort()
+        failure = await refused(peer, host="ip6-localhost")
+    assert (failure.stage, failure.permanent) == ("resolve", False)
 
 
 async def test_a_refused_connection_is_named() -> None:

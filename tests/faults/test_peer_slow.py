@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from store.postgres import Pool
-from tests.faults.peers import Fault, accepted, add_campaign, end_of, sentences, start_sink, verdict
+from tests.faults.peers import MODES, Fault, accepted, add_campaign, end_of, sentences, start_sink, verdict
 from tests.machine import Machine, until
 
 
@@ -110,6 +110,22 @@ async def test_a_connection_too_many_is_noted_and_the_others_go_on(machine: Mach
     found = await verdict(pool, campaign, accepted(sink.log))
     found.must_hold()
     assert set(found.kinds.values()) == {"d"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_server_that_ends_each_connection_after_some_messages_costs_nobody_an_attempt(
+    machine: Machine, pool: Pool, mode: str
+) -> None:
+    sink = await start_sink(machine, "sink", (), "--max-messages-per-connection", "7")
+    await machine.engine()
+    campaign = await add_campaign(pool, Fault("sevens", picked=0, recipients=1000), mode, sink.port)
+    await end_of(pool, [campaign], 30.0)
+    found = await verdict(pool, campaign, accepted(sink.log))
+    found.must_hold()
+    found.none_uncertain()
+    assert set(found.copies.values()) == {1}
+    again = [kinds for kinds in found.kinds.values() if kinds != "d"]
+    assert len(again) < 20, "only who was third in line three times may have been put off"
 
 
 async def test_tarpits_hung_and_lying_servers_do_not_slow_an_honest_one(machine: Machine, pool: Pool) -> None:
