@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from compose import header_rules, liquid, mime
+from compose.signing import DkimSigner
 from compose.tags import Tags
 from config.keys import Keyring
 from domain import links, return_path
@@ -53,12 +54,15 @@ class CompiledCampaign:
     """One campaign behind one delivery server, ready to be built for any of its recipients.
 
     Raises Invalid at construction for content that can never be sent, naming the field (`html`, `subject`, `from_email` ...)
-    and in templates line and column.
+    and in templates line and column. `signer` may be replaced at any time, when the keys of the domain change.
     """
 
-    def __init__(self, content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str) -> None:
+    def __init__(
+        self, content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str, signer: DkimSigner | None = None
+    ) -> None:
         self.content = content
         self.server = server
+        self.signer = signer
         field, sender = header_rules.from_address(content, server)
         sender_octets, sender_utf8 = header_rules.address_octets(field, sender)
         domain = sender_octets.rpartition(b"@")[2]
@@ -107,11 +111,13 @@ class CompiledCampaign:
         """One answer for each recipient, in order: a message, or why its merge data or address is refused.
 
         `composed_at` (POSIX seconds) is the Date of the message and the time its templates see; `attempt` changes nothing
-        in it: every attempt sends the same octets, so that a receiver can tell a copy by its Message-ID (R7).
+        in it: every attempt sends the same octets, so that a receiver can tell a copy by its Message-ID (R7). With a signer
+        they are signed, at `composed_at`.
         """
         del attempt
         date_line, clock = self._at(composed_at)
-        return self._layout.build(recipients, date_line, int(composed_at // 86400), clock)
+        answers = self._layout.build(recipients, date_line, int(composed_at // 86400), clock)
+        return answers if self.signer is None else _signed(self.signer, answers, int(composed_at))
 
     def scope(self, recipient: Recipient, *, composed_at: float) -> dict[str, Any]:
         """The variables that the templates see for `recipient`."""
@@ -177,6 +183,15 @@ class CompiledCampaign:
         if not content.list_name:
             name_and_id = b"List-ID: " + identity + b"\r\n"
         layout.list_headers = b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n" + name_and_id
+
+
+def _signed(signer: DkimSigner, answers: list[Message | Invalid], at: int) -> list[Message | Invalid]:
+    signed = iter(signer.sign([answer[2] for answer in answers if isinstance(answer, tuple)], at))
+    for index, answer in enumerate(answers):
+        if isinstance(answer, tuple):
+            wire = next(signed)
+            answers[index] = wire if isinstance(wire, Invalid) else (answer[0], answer[1], wire, answer[3])
+    return answers
 
 
 def _field(field: str, make: Any, *arguments: Any) -> bytes:
