@@ -19,7 +19,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from bench.chaos.fault import Fault, Scene
+from bench.chaos.fault import Fault, Scene, nothing
 from bench.chaos.fleet import Fleet, Plan
 from bench.chaos.load import Copies, Load
 from bench.chaos.reconcile import Verdict, reconcile
@@ -204,24 +204,25 @@ class Runner:
         scene = Scene(fleet, load, self.copies, random.Random(f"{seed} {fault.name}"), quick=self.options.quick)
         drafts = "drafts" in fault.needs
         await load.seed(fleet, state=states.DRAFT if drafts else states.PREPARING)
-        rate = 0.0
+        rate, begun = 0.0, False
         try:
             if not drafts:
                 rate = await self._under_way(scene)
+            begun = True
             await fault.inject(scene)
             if not scene.struck_at:
                 scene.strike()
             if fault.hold[1]:
                 await asyncio.sleep(scene.rng.uniform(*fault.hold))
-                scene.strike()
-            elif fault.heal.__name__ != "nothing":
-                scene.strike()
-        except (Exception, asyncio.CancelledError) as error:
+        except Exception as error:
             scene.broken.append(f"the fault could not be played: {type(error).__name__}: {error}")
-            if isinstance(error, asyncio.CancelledError):
-                raise
         finally:
-            await fault.heal(scene)
+            if begun:
+                if fault.hold[1] or fault.heal is not nothing:
+                    scene.strike()
+                await fault.heal(scene)
+        if not begun:
+            scene.broken.append("the load was not under way within a minute")
         healed = scene.struck_at or time.monotonic()
         finished, late = await self.wait_for([load])
         if not finished:
