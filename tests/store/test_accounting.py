@@ -147,6 +147,33 @@ async def test_audit_names_what_is_wrong(pool: Pool):
         await accounting.audit(pool, 12345)
 
 
+async def test_audit_of_many_names_what_is_wrong_among_them(pool: Pool):
+    campaign = await make_campaign(pool, 10_000, batch_recipients=500)
+    await pool.execute(
+        "insert into accounting select $1, n, 1, (case when n % 10 = 0 then 'b' else 'd' end)::\"char\", "
+        "now(), 1, 1, 1, 1, '', '', '', '', '' "
+        "from generate_series(1, 9500) n",
+        campaign,
+    )
+    await pool.execute("update batches set state = 'settled', done = repeat('1', 500)::varbit where first_number <= 9500")
+    await pool.execute("insert into campaign_totals (campaign_id, journal, delivered, bounced) values ($1, 'j', 8550, 950)", campaign)
+    audit = await accounting.audit(pool, campaign)
+    assert audit == accounting.Audit(
+        input=10_000, delivered=8550, bounced=950, expired=0, suppressed=0, cancelled=0, queued=500, missing=0, multiple_terminal=0,
+        disagreeing=0, possible_duplicates=0,
+    )  # fmt: skip
+    # One of each fault, far apart
+    await pool.execute("insert into accounting select * from accounting where number = 1")
+    await pool.execute("delete from accounting where number = 5001")
+    await pool.execute("insert into retries values ($1, 9001, 2, now(), now())", campaign)
+    await pool.execute(
+        "insert into accounting select campaign_id, 20000, 1, kind, at, 1, 1, 1, 1, '', '', '', '', '' from accounting where number = 2"
+    )
+    found = await accounting.audit(pool, campaign)
+    assert (found.input, found.delivered, found.bounced, found.queued) == (10_000, 8549, 950, 500)
+    assert (found.missing, found.multiple_terminal, found.disagreeing) == (1, 1, 2)
+
+
 async def test_audit_counts_the_open_recipients_of_a_retry_batch(pool: Pool):
     campaign = await make_campaign(pool, 4)
     await put(pool, (0, 0), (1, 100), *(outcome("t", campaign, n, due_at=NOW) for n in (1, 2, 3, 4)))
