@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from compose import header_rules, liquid, mime
+from compose import header_rules, link_rewriting, liquid, mime
+from compose.link_nodes import Splicer
 from compose.signing import DkimSigner
 from compose.tags import Tags
 from config.keys import Keyring
@@ -79,7 +80,9 @@ class CompiledCampaign:
         layout.constants = constants
         layout.user = content.user_id
         layout.campaign = content.id
-        layout.base_url = self._base_url(public_url)
+        layout.base_url = self._base_url("link_domain", server.link_domain, public_url)
+        self._tracking = self._tracked(keyring, public_url)
+        self.destinations: tuple[str, ...] = ()  # of the followed links 1, 2, ...; "" where a link carries its own
 
         kind, address = header_rules.mail_from(content, server)
         if kind == "domain":
@@ -95,6 +98,11 @@ class CompiledCampaign:
         layout.unsubscribe_signer = Signer(keyring.derive("unsubscribe"), links.MAC_BYTES)
         layout.unsubscribe_mail_signer = Signer(keyring.derive("unsubscribe"), return_path.MAC_BYTES, base32=True)
         layout.web_view_signer = Signer(keyring.derive("web-view"), links.MAC_BYTES)
+
+        if content.track_links:
+            layout.click_signer = Signer(keyring.derive("click"), links.MAC_BYTES)
+        if content.track_opens:
+            layout.open_signer = Signer(keyring.derive("open"), links.MAC_BYTES)
 
         layout.always_utf8 = sender_utf8
         self._compiled: list[liquid.Compiled] = []
@@ -130,9 +138,26 @@ class CompiledCampaign:
             self._dates = (composed_at, line, {"now": now, "today": now.date()})
         return self._dates[1], self._dates[2]
 
-    def _base_url(self, public_url: str) -> bytes:
-        if self.server.link_domain:
-            return b"https://" + header_rules.domain_octets("link_domain", self.server.link_domain)
+    def _tracked(self, keyring: Keyring, public_url: str) -> link_rewriting.Tracking:
+        content = self.content
+        part_key = keyring.derive("click-link")
+        return link_rewriting.Tracking(
+            links=content.track_links,
+            opens=content.track_opens,
+            utm_source=content.utm_source,
+            utm_medium=content.utm_medium,
+            click_url=(self._base_url("link_domain", self.server.link_domain, public_url)).decode("ascii") + links.PATHS["click"],
+            open_url=(
+                self._base_url("open_domain", self.server.open_domain or self.server.link_domain, public_url).decode("ascii")
+                + links.PATHS["open"]
+            ),
+            link_part=lambda number: links.link_part(part_key, content.user_id, content.id, number),
+            destination_key=keyring.derive("click-destination"),
+        )
+
+    def _base_url(self, field: str, domain: str, public_url: str) -> bytes:
+        if domain:
+            return b"https://" + header_rules.domain_octets(field, domain)
         url = public_url.rstrip("/")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > MAX_BASE_URL:
@@ -148,6 +173,9 @@ class CompiledCampaign:
         if not source:
             return None
         compiled = self._template(field, source, constants, html=html)
+        if html and self._tracking.wanted:  # only now: a mistake is named at its place in what was written
+            marked, self.destinations = link_rewriting.rewrite(field, source, self._tracking)
+            compiled = liquid.compile_template(field, marked, liquid.HTML, constants, self._tags.rewrite, Splicer(self._tracking))
         self._compiled.append(compiled)
         return compiled.program
 
@@ -202,6 +230,9 @@ def _field(field: str, make: Any, *arguments: Any) -> bytes:
     return line
 
 
-def check(content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str) -> None:
-    """Raise Invalid when the campaign could not be sent as it stands; what the API asks when it is saved."""
-    CompiledCampaign(content, server, keyring, public_url)
+def check(content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str) -> tuple[str, ...]:
+    """Raise Invalid when the campaign could not be sent as it stands; what the API asks when it is saved.
+
+    Returns where its followed links lead, as `CompiledCampaign.destinations`.
+    """
+    return CompiledCampaign(content, server, keyring, public_url).destinations

@@ -39,6 +39,7 @@ OPENINGS: Final = (
 BLANKS: Final = re.compile(r"(?:\{\{|\{%)-?\s{1024}")
 
 Rewrite = Callable[[Environment, ContentNode], list[Node]]
+Splice = Callable[[list[Node]], list[Node]]
 
 
 class _Template(BoundTemplate):
@@ -142,20 +143,34 @@ def _rewritten(nodes: list[Node], env: Environment, rewrite: Rewrite) -> list[No
     return [new for node in nodes for new in (rewrite(env, node) if isinstance(node, ContentNode) else [node])]
 
 
-def compile_template(field: str, source: str, env: _Environment, constants: dict[str, object], rewrite: Rewrite | None = None) -> Compiled:
+def compile_template(
+    field: str,
+    source: str,
+    env: _Environment,
+    constants: dict[str, object],
+    rewrite: Rewrite | None = None,
+    splice: Splice | None = None,
+) -> Compiled:
     """Parse and translate `source`; raises Invalid naming `field`, line and column.
 
-    `constants` are the variables that are the same for every recipient; `rewrite` may replace a node of literal text.
+    `constants` are the variables that are the same for every recipient; `rewrite` may replace a node of literal text, `splice` the
+    nodes of a block. A source with the marks of `splice` in it was compiled without them before.
     """
-    _check_source(field, source)
+    if splice is None:
+        _check_source(field, source)
     env.at = None
     try:
-        _check_expressions(field, source, env)
+        if splice is None:
+            _check_expressions(field, source, env)
         template = env.from_string(source)
         if rewrite is not None:
             template.nodes = _rewritten(template.nodes, env, rewrite)
             for part in blocks(template.nodes):
                 part.nodes = _rewritten(part.nodes, env, rewrite)
+        if splice is not None:
+            template.nodes = splice(template.nodes)
+            for part in blocks(template.nodes):
+                part.nodes = splice(part.nodes)
         translator = Translator(env, template, constants)
         block = translator.block(template.nodes)
     except LiquidError as error:

@@ -35,6 +35,7 @@ from liquid.utils import ReadOnlyChainMap
 from markupsafe import Markup
 
 from compose import filters
+from compose.link_nodes import LinkNode
 from compose.tags import TagExpression
 from ext import template as ops
 
@@ -252,6 +253,8 @@ class Translator:
             return ops.Assign(str(node.name), self.expression(node.expression))
         if kind is CaptureNode:
             return ops.Capture(str(node.name), self.inner(node.block, False), self.env.autoescape)
+        if kind is LinkNode:
+            return ops.Mapped(self.inner(node.block, False), node.destination)
         if kind is LiquidNode:
             return self.inner(node.block, muted)
         if kind is CaseNode:

@@ -27,6 +27,10 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     list_sender_name: str
     delivery_server_id: int
     queued_at: float  # POSIX seconds: when it was started; `timeQueued` of its accounting records
+    track_links: bool = False  # links of the HTML part lead over the link domain
+    track_opens: bool = False  # the HTML part ends with a pixel of the open domain
+    utm_source: str = ""  # empty: not added to links
+    utm_medium: str = ""
 
 
 class Recipient(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,8 +1,11 @@
-"""The signed links of the web side: unsubscribe and web view; builds them and reads them back (S4).
+"""The signed links of the web side: unsubscribe, web view, clicks and opens; builds them and reads them back (S4).
 
 A token is base64url of varint(user) varint(campaign) varint(number) and the first 128 bits of HMAC-SHA256 over them. Each
 purpose has a key of its own (`Keyring.derive("unsubscribe")`, `Keyring.derive("web-view")`), so a token of one purpose means
 nothing to another. Campaign and number name the row of `recipients`, which knows the subscriber.
+
+A click is `/c/<token><link part>`: the token is the same in every link of a message, the part says which link of the campaign it is
+and is the same for all recipients. A link with merge tags is followed by `/` and its own address, signed together with both.
 """
 
 import base64
@@ -10,9 +13,14 @@ import hmac
 from typing import Final, NamedTuple
 
 MAC_BYTES: Final = 16
+MAX_DESTINATION_CHARACTERS: Final = 4096
 MAX_TOKEN_CHARACTERS: Final = 64  # three varints of at most 9 + 9 + 5 octets and the MAC make 52
 
-PATHS: Final[dict[str, str]] = {"unsubscribe": "/u/", "web-view": "/w/"}  # purpose -> path below the base URL
+LINK_PART_CHARACTERS: Final = 8
+LINK_MAC_BYTES: Final = 4  # no proof of who: it tells a link number of ours from a changed one
+
+# purpose -> path below the base URL
+PATHS: Final[dict[str, str]] = {"unsubscribe": "/u/", "web-view": "/w/", "click": "/c/", "open": "/o/"}
 
 
 class LinkParts(NamedTuple):
@@ -76,3 +84,42 @@ def read(key: bytes, text: str) -> LinkParts | None:
         return None
     parts = LinkParts(*values)
     return parts if hmac.compare_digest(token(key, parts).encode("ascii"), text.encode("ascii")) else None
+
+
+def link_part(key: bytes, user_id: int, campaign_id: int, link: int) -> str:
+    """Eight characters for link 1..65535 of a campaign; `key` is `Keyring.derive("click-link")`."""
+    number = link.to_bytes(2, "big")
+    mac = hmac.digest(key, varint(user_id) + varint(campaign_id) + number, "sha256")[:LINK_MAC_BYTES]
+    return base64.urlsafe_b64encode(number + mac).decode("ascii")
+
+
+def read_click(key: bytes, link_key: bytes, text: str) -> tuple[LinkParts, int] | None:
+    """Whose click it is and on which link of the campaign, or None when it is not one of ours."""
+    parts = read(key, text[:-LINK_PART_CHARACTERS])
+    if parts is None:
+        return None
+    part = text[-LINK_PART_CHARACTERS:]
+    try:
+        link = int.from_bytes(base64.b64decode(part, b"-_", validate=True)[:2], "big")
+    except ValueError:
+        return None
+    same = hmac.compare_digest(link_part(link_key, parts.user_id, parts.campaign_id, link).encode("ascii"), part.encode("ascii"))
+    return (parts, link) if same and link else None
+
+
+def seal_destination(key: bytes, token_and_part: str, url: str) -> str:
+    """The address of a personal link, signed together with the token before it: [A-Za-z0-9_-]. `key`: "click-destination"."""
+    octets = url.encode("ascii")
+    mac = hmac.digest(key, token_and_part.encode("ascii") + b"/" + octets, "sha256")[:MAC_BYTES]
+    return base64.urlsafe_b64encode(mac + octets).rstrip(b"=").decode("ascii")
+
+
+def read_destination(key: bytes, token_and_part: str, text: str) -> str | None:
+    """The address that `seal_destination` put in, or None when it was not made for this token, in exactly this spelling."""
+    if len(text) > MAX_DESTINATION_CHARACTERS or not text.isascii():
+        return None
+    try:
+        url = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)[MAC_BYTES:].decode("ascii")
+    except ValueError:
+        return None
+    return url if hmac.compare_digest(seal_destination(key, token_and_part, url).encode("ascii"), text.encode("ascii")) else None

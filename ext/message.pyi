@@ -36,5 +36,7 @@ class Layout:
     unsubscribe_signer: Signer | None
     unsubscribe_mail_signer: Signer | None
     web_view_signer: Signer | None
+    click_signer: Signer | None
+    open_signer: Signer | None
     def build(self, recipients: list[Any], date_line: bytes, day: int, clock: dict[str, Any]) -> list[Any]: ...
     def scope(self, recipient: Any, clock: dict[str, Any]) -> dict[str, Any]: ...

@@ -7,6 +7,7 @@ made as octets (`Layout`); what differs is an address, signed tokens, and the pr
 cimport cython
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.unicode cimport PyUnicode_FromStringAndSize
 from libc.stdlib cimport free
 
 from ext.body cimport Wire, put, put_bytes, utf8
@@ -84,6 +85,7 @@ cdef class Layout:
     cdef public object user, campaign
     cdef public Program subject, from_name, text, html
     cdef public Signer message_signer, return_signer, unsubscribe_signer, unsubscribe_mail_signer, web_view_signer
+    cdef public Signer click_signer, open_signer   # None: nothing in the templates asks for their tokens
     cdef str field   # what is being built: named when it fails
     cdef Wire wire
 
@@ -138,6 +140,10 @@ cdef class Layout:
                 "web_view": (self.base_url + b"/w/" + token[:self.web_view_signer.write(numbers, 3, token)]).decode("ascii"),
             }
             scope["links"] = links
+        if self.click_signer is not None:
+            scope["click token"] = PyUnicode_FromStringAndSize(token, self.click_signer.write(numbers, 3, token))
+        if self.open_signer is not None:
+            scope["open token"] = PyUnicode_FromStringAndSize(token, self.open_signer.write(numbers, 3, token))
         return scope
 
     cdef tuple one(self, object recipient, bytes date_line, unsigned long long day, dict shared):

@@ -109,6 +109,10 @@ class Capture(Operation):
     def __init__(self, name: str, block: Block, autoescape: bool) -> None: ...
 
 @final
+class Mapped(Operation):
+    def __init__(self, block: Block, function: Callable[[str, dict[str, Any]], str]) -> None: ...
+
+@final
 class Interrupt(Operation):
     def __init__(self, again: bool) -> None: ...
 

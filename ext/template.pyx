@@ -642,6 +642,31 @@ cdef class Capture(Operation):
 
 
 @cython.final
+cdef class Mapped(Operation):
+    """Writes what `function(text, globals)` makes of the text of `block`; a text of its own, final as it is."""
+
+    cdef Block block
+    cdef object function
+
+    def __init__(self, Block block not None, function):
+        self.block = block
+        self.function = function
+
+    cdef int run(self, Frame frame) except -1:
+        cdef list kept = frame.pieces, pieces = []
+        cdef int answer
+        frame.pieces = pieces
+        try:
+            answer = self.block.run(frame)
+        finally:
+            frame.pieces = kept
+        if answer:
+            return answer
+        frame.count(1)
+        return frame.write(self.function(guard("".join(pieces)), frame.globals), False)
+
+
+@cython.final
 cdef class Interrupt(Operation):
     cdef int answer
 

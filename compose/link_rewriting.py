@@ -1,0 +1,280 @@
+"""Which links of an HTML part are followed, and where they lead: pure text work, once per campaign.
+
+Links are found with the standard library's HTML parser on a copy in which template tags are blanked out, and nothing but the value of
+an `href` is ever replaced: a library that writes HTML anew moves `{% for %}` out of tables. A link whose address is the same for all
+recipients leads to `/c/<token><link part>` and is looked up by its number; one with merge tags carries its address, signed. Only http
+and https can be followed; every other address is refused here (S4, bad input 55) or, like `mailto:`, left alone.
+"""
+
+import re
+from collections.abc import Callable
+from html import escape, unescape
+from html.parser import HTMLParser
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, quote_plus, urlsplit
+
+import idna
+
+from compose.tags import TAG
+from domain import links
+from domain.errors import Invalid
+
+NO_TRACK_CLASS: Final = "no-link-track"
+LEFT_ALONE: Final = frozenset({"mailto", "tel", "sms", "geo", "cid", "webcal"})
+MAX_LINKS: Final = 2000
+MAX_ADDRESS_CHARACTERS: Final = 2000
+MAX_OPEN_TAGS: Final = 1000  # "<" that no ">" follows: the parser looks to the end for each
+
+# The names of the variables that hold the tokens; no template can name them, because they are no identifiers
+CLICK_TOKEN: Final = "click token"
+OPEN_TOKEN: Final = "open token"
+
+# Marks in the source: NUL cannot stand in a template
+LINK: Final = "\0L{}\0"  # a followed link, by number
+BEGIN: Final = "\0B{}\0"  # an address with merge tags begins; 0: it is not followed, but gets its utm parameters
+END: Final = "\0E\0"
+PIXEL: Final = "\0P\0"
+MARK: Final = re.compile("\0([LBEP])([0-9]*)\0")
+
+_TEMPLATE_COMMENT = re.compile(r"\{%-?\s*(comment|doc)\b.*?\{%-?\s*end\1\s*-?%\}", re.DOTALL)
+_OUTPUT = re.compile(r"\{\{.*?\}\}", re.DOTALL)
+_TAG = re.compile(r"\{%.*?%\}", re.DOTALL)
+_CONDITION = re.compile(r"<!--\[if[^\]>]{0,200}\]>(?:<!-->|-->)?|(?:<!--)?<!\[endif\]-->", re.IGNORECASE)  # Outlook's HTML is HTML, too
+_ATTRIBUTE = re.compile(r"""([^\s"'>/=]+)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s>"']+))?""")
+_SYSTEM = re.compile(r"\{\{-?\s*links\s*[.\[]|%links?:", re.IGNORECASE)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+_URL_CHARACTERS: Final = "!#$%&'()*+,/:;=?@[]~"
+
+
+class Tracking(NamedTuple):
+    """What a campaign wants, and the signed parts that are the same for everybody."""
+
+    links: bool
+    opens: bool
+    utm_source: str
+    utm_medium: str
+    click_url: str  # https://<link domain>/c/
+    open_url: str
+    link_part: Callable[[int], str]  # link number -> domain.links.link_part
+    destination_key: bytes
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be rewritten at all."""
+        return self.links or self.opens or bool(self.utm_source or self.utm_medium)
+
+
+class Rewritten(NamedTuple):
+    """The template with marks, and where link 1, 2, ... lead; "" for a link that carries its own address."""
+
+    source: str
+    destinations: tuple[str, ...]
+
+
+def rewrite(field: str, source: str, tracking: Tracking) -> Rewritten:
+    """Mark every link that is to change and the place of the pixel. Raises Invalid naming line and column of a refused address."""
+    finder = _Finder(_blanked(source))
+    finder.find(field, source)
+    pieces: list[str] = []
+    destinations: list[str] = []
+    at = 0
+    for start, end, tracked in sorted(finder.spans):
+        written = source[start:end]
+        address = written[1:-1] if written[:1] in ("'", '"') else written
+        try:
+            kind, url = _judge(address)
+        except ValueError as refused:
+            raise Invalid(field, f"{_position(source, start)}: the link {unescape(address)[:80]!r} {refused}") from None
+        if kind == _LEAVE or not tracked:
+            continue
+        follow = tracking.links
+        if follow and len(destinations) == MAX_LINKS:
+            raise Invalid(field, f"{_position(source, start)}: there are more than {MAX_LINKS} links")
+        if kind == _SAME:
+            url = with_utm(url, tracking)
+            if follow:
+                destinations.append(url)
+                new = LINK.format(len(destinations))
+            elif tracking.utm_source or tracking.utm_medium:
+                new = _attribute(url)
+            else:
+                continue
+        elif follow or tracking.utm_source or tracking.utm_medium:
+            if follow:
+                destinations.append("")
+            new = BEGIN.format(len(destinations) if follow else 0) + address + END
+        else:
+            continue
+        quote_mark = written[0] if written[:1] in ("'", '"') else '"'
+        pieces += [source[at:start], quote_mark, new, quote_mark]
+        at = end
+    pieces.append(source[at:])
+    marked = "".join(pieces)
+    if tracking.opens:
+        # Behind the last link nothing moved, so the place counts from the end
+        place = len(marked) - (len(source) - finder.pixel)
+        marked = marked[:place] + PIXEL + marked[place:] if at <= finder.pixel else marked + PIXEL
+    return Rewritten(marked, tuple(destinations))
+
+
+def _position(source: str, at: int) -> str:
+    return f"line {source.count(chr(10), 0, at) + 1}, column {at - source.rfind(chr(10), 0, at)}"
+
+
+def _blanked(source: str) -> str:
+    """The source with every character of a template tag replaced, so that places stay the same."""
+    text = _TEMPLATE_COMMENT.sub(lambda m: " " * len(m[0]), source)
+    text = _OUTPUT.sub(lambda m: "x" * len(m[0]), text)
+    text = _TAG.sub(lambda m: " " * len(m[0]), text)
+    return _CONDITION.sub(lambda m: " " * len(m[0]), text)
+
+
+class _Finder(HTMLParser):
+    """Spans of `href` values (quotes included) and the place for the pixel: before the last `</body>`, else `</html>`, else the end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=False)
+        self._text = text
+        self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
+        self.spans: list[tuple[int, int, bool]] = []
+        self.pixel = len(text)
+        self._ends: dict[str, int] = {}
+
+    def find(self, field: str, source: str) -> None:
+        """Read it all. Raises Invalid for what only an attack would write."""
+        behind = self._text.rfind(">") + 1
+        if self._text.count("<", behind) > MAX_OPEN_TAGS:
+            raise Invalid(field, f"{_position(source, self._text.index('<', behind))}: this tag and those behind it are not closed")
+        try:
+            self.feed(self._text)
+            self.close()
+        except AssertionError:  # what the parser says to a broken declaration
+            raise Invalid(field, f"{_position(source, self._offset())}: this is no HTML") from None
+        self.pixel = self._ends.get("body", self._ends.get("html", len(self._text)))
+
+    def _offset(self) -> int:
+        line, column = self.getpos()
+        return self._lines[line - 1] + column
+
+    def handle_endtag(self, tag: str) -> None:
+        """Remember the last one."""
+        if tag in ("body", "html"):
+            self._ends[tag] = self._offset()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the address of a link."""
+        if not (tag in ("a", "area") or tag.startswith("v:")):
+            return
+        start = self._offset()
+        text = self.get_starttag_text() or ""
+        span: tuple[int, int] | None = None
+        tracked = True
+        for match in _ATTRIBUTE.finditer(text, 1 + len(tag)):
+            name = match[1].lower()
+            if match[2] is None:
+                continue
+            if name == "href" and span is None:
+                span = start + match.start(2), start + match.end(2)
+            elif name == "class":
+                tracked = tracked and NO_TRACK_CLASS not in match[2].strip("\"'").split()
+        if span is not None:
+            self.spans.append((*span, tracked))
+
+
+_LEAVE, _SAME, _PERSONAL = range(3)
+
+
+def _judge(address: str) -> tuple[int, str]:
+    """What to do with the address as it stands in the attribute. Raises ValueError saying why it is refused."""
+    first = min((m.start() for m in (re.search(r"\{\{|\{%", address), TAG.search(address)) if m), default=-1)
+    literal = unescape(address if first < 0 else address[:first]).strip(" \t\r\n\f")
+    if _SYSTEM.search(address) or (first < 0 and not literal) or literal.startswith("#"):
+        return _LEAVE, ""
+    if _CONTROL.search(literal):
+        raise ValueError("holds a line end or another control character")
+    scheme = _SCHEME.match(literal)
+    if scheme is not None and scheme[1].lower() in LEFT_ALONE:
+        return _LEAVE, ""
+    if scheme is None:
+        if first >= 0 and not literal:
+            return _PERSONAL, ""
+        raise ValueError("leads nowhere in a message: write it whole, with https://")
+    if scheme[1].lower() not in ("http", "https"):
+        raise ValueError(f"cannot be followed: only http and https can (give it class={NO_TRACK_CLASS!r} to send it as it is)")
+    return (_SAME, web_address(literal)) if first < 0 else (_PERSONAL, "")
+
+
+def web_address(text: str) -> str:
+    """An http or https address as it may stand in a Location header: ASCII, no blanks. Raises ValueError saying why it is refused."""
+    if _CONTROL.search(text):
+        raise ValueError("holds a line end or another control character")
+    if "\\" in text:
+        raise ValueError("holds a backslash")
+    parts = urlsplit(text)
+    if parts.scheme.lower() not in ("http", "https"):
+        raise ValueError("is no http or https address")
+    host = parts.hostname
+    if not host:
+        raise ValueError("names no host")
+    if "@" in parts.netloc:
+        raise ValueError("hides its host behind a user name")
+    try:
+        number = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number") from None
+    if not host.isascii():
+        try:
+            host = idna.encode(host, uts46=True).decode("ascii")
+        except (idna.IDNAError, UnicodeError):
+            raise ValueError("names a host that is no domain name") from None
+    elif not re.fullmatch(r"[a-z0-9._\-]+|[0-9a-f:.]+", host):
+        raise ValueError("names a host that is no domain name")
+    if ":" in host:
+        host = f"[{host}]"
+    rest = text[text.index("://") + 3 + len(parts.netloc) :] if "://" in text else ""
+    if "://" not in text:
+        raise ValueError("names no host")
+    url = f"{parts.scheme.lower()}://{host}{'' if number is None else f':{number}'}{quote(rest, safe=_URL_CHARACTERS)}"
+    if len(url) > MAX_ADDRESS_CHARACTERS:
+        raise ValueError(f"is longer than {MAX_ADDRESS_CHARACTERS} characters")
+    return url
+
+
+def with_utm(url: str, tracking: Tracking) -> str:
+    """`url` with the campaign's utm parameters it does not have itself, before a fragment; nothing else of it changes (147)."""
+    base, hash_mark, fragment = url.partition("#")
+    path, question, query = base.partition("?")
+    present = {part.partition("=")[0].lower() for part in query.replace(";", "&").split("&")}
+    added = "&".join(
+        f"{name}={quote_plus(value)}"
+        for name, value in (("utm_source", tracking.utm_source), ("utm_medium", tracking.utm_medium))
+        if value and name not in present
+    )
+    if not added:
+        return url
+    joint = "" if query.endswith("&") or (question and not query) else "&" if question else "?"
+    return f"{path}{question}{query}{joint}{added}{hash_mark}{fragment}"
+
+
+def _attribute(text: str) -> str:
+    return escape(text, quote=True)
+
+
+class Destination:
+    """Turns the rendered address of a link with merge tags into the one that is sent; `scope` holds the recipient's token."""
+
+    def __init__(self, number: int, tracking: Tracking) -> None:
+        self._tracking = tracking
+        self._part = tracking.link_part(number) if number else ""
+
+    def __call__(self, text: str, scope: dict[str, Any]) -> str:
+        """`text` as it would stand in the attribute; an address that cannot be followed is left as it is."""
+        try:
+            url = with_utm(web_address(unescape(text).strip(" \t\r\n\f")), self._tracking)
+        except ValueError:
+            return text
+        if not self._part:
+            return _attribute(url)
+        token: str = scope[CLICK_TOKEN] + self._part
+        return self._tracking.click_url + token + "/" + links.seal_destination(self._tracking.destination_key, token, url)
