@@ -113,7 +113,7 @@ class Engine:
             "connecting to PostgreSQL",
             lambda: postgres.open_pool(
                 settings.database.url, settings.database.pool_size, settings.database.command_timeout_seconds,
-                idle_in_transaction_seconds=_IDLE_IN_TRANSACTION_SECONDS,
+                idle_in_transaction_seconds=_IDLE_IN_TRANSACTION_SECONDS, stateless=True,
             ),
         )  # fmt: skip
         directory = self._journal_root / self.id
@@ -162,12 +162,13 @@ class Engine:
         self._every("heartbeat", _HEARTBEAT_SECONDS, self._heartbeat, 10.0)
         self._every("egress", _HEARTBEAT_SECONDS, self._follow_egress, 30.0)
         self._every("suppressions", _HEARTBEAT_SECONDS, self._follow_suppressions, 300.0)
+        self._every("DKIM keys", _HEARTBEAT_SECONDS, self.intake.follow_keys, 10.0)
         self._every("campaigns", _WATCH_SECONDS, self.intake.watch_campaigns, 10.0)
         self._every("handing back", _WATCH_SECONDS, self.intake.hand_back, 60.0)
         self._every("forgotten batches", _FORGOTTEN_SECONDS, self.intake.return_forgotten, 60.0)
         self._every("leases", min(1.0, engine.lease_seconds / 6), self.intake.extend_leases, engine.lease_seconds)
         self._every("journals of dead engines", _HEARTBEAT_SECONDS, self._adopt, None)
-        self._every("journals of silent engines", _HEARTBEAT_SECONDS, self._stand_by, None)
+        self._every("journals of silent engines", self.silent_seconds / 5, self._stand_by, None)
         self._every("deadlines", _WATCH_SECONDS, self._deadlines, None)
         self._every("watchdog", _HEARTBEAT_SECONDS, self.watchdog.look, None)
         await self._quietly(self._heartbeat())
@@ -238,6 +239,7 @@ class Engine:
     def _trouble(self) -> list[str]:
         """Every sentence an operator should read, the same one once."""
         said = [self.turn.trouble, self.intake.trouble, self.feeder.trouble, self._ledger.trouble, self._accounting.trouble]
+        said.append(self.intake.signing.trouble)
         said += [f"{work.name}: {work.trouble}" for work in self._works if work.trouble]
         said += [*self._refused.values(), *self.watchdog.sentences]
         return list(dict.fromkeys(filter(None, said)))
@@ -295,6 +297,8 @@ class Engine:
             await self._follow_egress()
         elif what == "suppressions":
             await self._follow_suppressions()
+        elif what == "dkim":
+            await self.intake.follow_keys()
 
     async def _quietly(self, work: Awaitable[None]) -> None:
         """Do now what is also done every second: its trouble is said there."""
@@ -388,7 +392,7 @@ class Engine:
         """
         found = dict(await engines.silent(self._pool, self.node, self.id, self.silent_seconds))
         now = time.monotonic()
-        if now - self._looked_for_silent_at > self.silent_seconds / 2 + _HEARTBEAT_SECONDS:
+        if now - self._looked_for_silent_at > self.silent_seconds / 2 + _LONGEST_RETRY_SECONDS:
             self._silent.clear()
         self._looked_for_silent_at = now
         self._silent = {engine: self._silent.get(engine, now) for engine in found}

@@ -18,6 +18,7 @@ from domain.campaign import Batch
 from domain.errors import Invalid, Unavailable
 from engine.egress_path import EgressPath
 from engine.held import HeldBatch, LiveCampaign
+from engine.signing_keys import SigningKeys
 from journal.ledger import Ledger
 from journal.segments import Journal
 from store import batch_queue, engines, leases
@@ -56,6 +57,7 @@ class Intake:
         self._ledger = ledger
         self._journal = journal
         self._keyring = keyring
+        self.signing = SigningKeys(pool, keyring)
         self._public_url = public_url
         self._in_hand: dict[Key, Batch] = {}  # taken from Redis, not leased yet
         self._asked = False  # a lease for those was asked for and the answer was lost
@@ -122,6 +124,8 @@ class Intake:
         """Take announced batches from Redis into `_in_hand`, as many as the paths have room for."""
         if self._journal.over_budget:
             return
+        if not await batch_queue.any_waiting(self._redis, self._paths):
+            return
         for path in list(self._paths.values()):
             room = self.held_batches - path.held - sum(b.delivery_server_id == path.server.id for b in self._in_hand.values())
             if room <= 0 or path.draining or not path.server.enabled or path.max_connections == 0:
@@ -170,7 +174,8 @@ class Intake:
         campaign = LiveCampaign(campaign_id, content.user_id, content.list_id, priority_class, content.version, content.queued_at, version)
         if path is not None:
             try:
-                campaign.compiled = CompiledCampaign(content, path.server, self._keyring, self._public_url)
+                signer = await self.signing.signer(content, path.server)
+                campaign.compiled = CompiledCampaign(content, path.server, self._keyring, self._public_url, signer)
             except Invalid as refusal:
                 campaign.refusal = refusal
                 log.error("campaign content refused", campaign=campaign_id, reason=str(refusal))
@@ -188,6 +193,11 @@ class Intake:
         versions = await engines.campaign_versions(self._pool, sorted({campaign.id for campaign in live}))
         for campaign in live:
             campaign.state = versions.get(campaign.id, (states.CANCELLED, 0))[0]
+
+    async def follow_keys(self) -> None:
+        """Sign with other keys when they have changed, also what is left of batches that are held."""
+        live = {*self.campaigns.values(), *(held.campaign for held in self.held.values())}
+        await self.signing.follow([campaign.compiled for campaign in live if campaign.compiled is not None])
 
     async def extend_leases(self) -> None:
         """Extend all leases in one statement when the first of them has used up a third of its time.

@@ -20,7 +20,7 @@ FEEDER_SECONDS = 90.0  # longer than its longest statement may take
 RETURN_SECONDS = 60.0
 DEADLINE_SECONDS = 5.0  # beyond which a passed deadline should have been acted on
 STALL_SECONDS = 0.25  # of the event loop
-_BEAT_SECONDS = 0.2
+_BEAT_SECONDS = 0.5
 _NAMED_AT_MOST = 3
 KINDS = ("path", "session", "batch", "ledger", "feeder", "event loop", "task")
 

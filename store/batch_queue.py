@@ -1,7 +1,7 @@
 """The queue of announced batches in Redis. It announces; `store.leases` grants (keys: `redis_keys`)."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import redis.asyncio
@@ -42,6 +42,12 @@ async def _remove_foreign(client: redis.asyncio.Redis, key: str, error: redis.ex
     if not str(error).startswith("WRONGTYPE"):
         raise error
     await client.delete(key)
+
+
+async def any_waiting(client: redis.asyncio.Redis, delivery_server_ids: Iterable[int]) -> bool:
+    """Whether anything is announced for one of these delivery servers, in any priority class; one round trip for all of them."""
+    keys = [redis_keys.queue(server, mail_class) for server in delivery_server_ids for mail_class in redis_keys.PRIORITY_CLASSES]
+    return bool(keys) and bool(await client.exists(*keys))
 
 
 async def head(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str) -> Batch | None:

@@ -99,7 +99,8 @@ async def campaign_content(pool: Pool, campaign_id: int) -> tuple[CampaignConten
     """What a campaign says, and its priority class; None if there is no such campaign."""
     row = await pool.fetchrow(
         "select c.id, c.version, c.user_id, c.list_id, c.name, c.subject, c.from_name, c.from_email, c.reply_to, c.html, c.text, "
-        "l.name as list_name, l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
+        "c.track_links, c.track_opens, c.utm_source, c.utm_medium, l.name as list_name, "
+        "l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
         "extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class "
         "from campaigns c join lists l on l.id = c.list_id where c.id = $1",
         campaign_id,
@@ -117,6 +118,8 @@ async def suppression_changes(pool: Pool, since: int, apply: Callable[[Suppressi
     A row is found even when its transaction commits after a younger one: `since` is the xmin of a snapshot, below which
     everything has ended. The price is that some rows come twice, which a set does not mind.
     """
+    if since and not await pool.fetchval("select exists (select from suppressions where changed >= $1::bigint::text::xid8)", since):
+        return since  # nothing new: the same place, for one short question
     async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
         horizon = await conn.fetchval("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
         async for row in conn.cursor(

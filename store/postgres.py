@@ -88,6 +88,7 @@ async def open_pool(
     *,
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     idle_in_transaction_seconds: float = 0.0,
+    stateless: bool = False,
 ) -> Pool:
     """A pool of up to `size` connections, one of them open already. Raises Unavailable when none can be opened.
 
@@ -103,6 +104,7 @@ async def open_pool(
             command_timeout=command_timeout_seconds,
             timeout=connect_timeout_seconds,
             init=_watch_link,
+            reset=_nothing_to_clean if stateless else None,
             server_settings={
                 "application_name": "sluice",
                 "idle_in_transaction_session_timeout": str(int(idle_in_transaction_seconds * 1000)),
@@ -111,6 +113,10 @@ async def open_pool(
     except UNAVAILABLE as error:
         raise unavailable(url, error) from error
     return pool
+
+
+async def _nothing_to_clean(_: object) -> None:
+    """An open transaction has been rolled back by asyncpg already."""
 
 
 async def connect_alone(url: str, *, command_timeout_seconds: float, idle_seconds: float) -> Connection:

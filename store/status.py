@@ -19,6 +19,7 @@ from store.postgres import Pool, connection
 
 TIMEOUT_SECONDS = 3.0
 _MAX_ENGINES = 1000
+_SILENT_SECONDS = 3.0  # an engine says every second that it lives
 
 T = TypeVar("T")
 
@@ -44,7 +45,8 @@ class PathStatus(msgspec.Struct, kw_only=True):
 
 
 class EngineStatus(msgspec.Struct, kw_only=True):
-    """One engine's last heartbeat, at most 5 s old."""
+    """One engine's last heartbeat, at most 5 s old. `state`: starting, running, draining, as it said; or silent, when it says nothing
+    any more: it died a moment ago, stands still or is cut off."""
 
     id: str
     node: str = ""
@@ -125,9 +127,17 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
     """Look at everything; `user_id` given: only that user's servers and campaigns. Never raises because a store is away."""
     database: tuple[Sequence[asyncpg.Record], Sequence[asyncpg.Record]] = ((), ())
     engines: list[EngineStatus] = []
-    postgresql, database_rows = await _try(_from_postgresql(pool, user_id), database)
+    ages: dict[str, float | None] = {}
+    postgresql, (database_rows, ages) = await _try(_from_postgresql(pool, user_id), (database, ages))
     servers, campaigns = database_rows
     redis_said, engines = await _try(_heartbeats(client), engines)
+    if postgresql == "ok":
+        # A heartbeat outlives its engine by seconds; the table knows who has ended (None), and who was last seen when
+        engines = [engine for engine in engines if ages.get(engine.id, 0.0) is not None]
+        for engine in engines:
+            if (age := ages.get(engine.id) or 0.0) > _SILENT_SECONDS:
+                engine.state, engine.messages_per_second, engine.paths = "silent", 0.0, []
+                engine.trouble = [f"it has said nothing for {age:.0f} s: it died, stands still or is cut off"]
     queues: dict[int, int] = {}
     if redis_said == "ok":
         redis_said, queues = await _try(_queues(client, [row["id"] for row in servers]), queues)
@@ -137,7 +147,7 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
             by_server.setdefault(path.delivery_server_id, []).append(path)
     server_states = [_server(row, by_server.get(row["id"], []), queues.get(row["id"], 0), bool(engines)) for row in servers]
     trouble = [f"{name}: {said}" for name, said in (("PostgreSQL", postgresql), ("Redis", redis_said)) if said != "ok"]
-    if not engines and redis_said == "ok":
+    if not any(engine.state != "silent" for engine in engines) and redis_said == "ok":
         trouble.append("no engine is running: nothing is sent; start `sluice engine` or `sluice up`")
     trouble += [f"engine {engine.id}: {sentence}" for engine in engines for sentence in engine.trouble]
     trouble += [f"delivery server {s.name}: {s.sentence}" for s in server_states if s.state in ("suspended", "failing")]
@@ -183,7 +193,9 @@ async def _ping_redis(client: redis.asyncio.Redis) -> None:
     await client.ping()
 
 
-async def _from_postgresql(pool: Pool, user_id: int | None) -> tuple[Sequence[asyncpg.Record], Sequence[asyncpg.Record]]:
+async def _from_postgresql(
+    pool: Pool, user_id: int | None
+) -> tuple[tuple[Sequence[asyncpg.Record], Sequence[asyncpg.Record]], dict[str, float | None]]:
     async with connection(pool, timeout_seconds=TIMEOUT_SECONDS) as conn:
         servers = await conn.fetch(
             "select id, user_id, name, host, port, enabled from delivery_servers "
@@ -200,7 +212,11 @@ async def _from_postgresql(pool: Pool, user_id: int | None) -> tuple[Sequence[as
             "group by c.id order by c.id",
             user_id,
         )
-    return servers, campaigns
+        engines = await conn.fetch(
+            "select id, case when stopped_at is null then extract(epoch from now() - seen_at)::float8 end from engines "
+            "where seen_at > now() - interval '1 h'"
+        )
+    return (servers, campaigns), {row[0]: row[1] for row in engines}
 
 
 async def _heartbeats(client: redis.asyncio.Redis) -> list[EngineStatus]:
