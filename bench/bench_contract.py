@@ -156,12 +156,15 @@ async def run(backends: embedded.Backends, root: Path, messages: int, runs: int)
                 await bench.send(case, server, end_to_end.WARM_UP)
                 found[mode].append(await bench.send(case, server, messages))
     _, foreign = watch.stop()
+    least = {mode: round(min(values), 2) for mode, values in found.items()}
     middle = {mode: round(statistics.median(values), 2) for mode, values in found.items()}
     return {
         "messages": messages,
         "runs": runs,
         "cpu_us_per_message": middle,
+        "least_cpu_us_per_message": least,  # what others on the machine disturbed least
         "ratio": round(middle[CONTRACT] / middle[NULL], 3),
+        "ratio_of_least": round(least[CONTRACT] / least[NULL], 3),
         "ratio_written_not_read": round(middle[UNREAD] / middle[NULL], 3),
         "goal": GOAL,
         "foreign_cpu": foreign,
@@ -186,8 +189,8 @@ def main() -> None:
         print(json.dumps(found))
         return
     for mode, value in found["cpu_us_per_message"].items():
-        print(f"{mode:<20} {value:8.2f} us of engine CPU per message")
-    print(f"contract / null file {found['ratio']:8.3f}      goal: at most {GOAL}")
+        print(f"{mode:<20} {value:8.2f} us of engine CPU per message (median; least {found['least_cpu_us_per_message'][mode]:.2f})")
+    print(f"contract / null file {found['ratio']:8.3f}      goal: at most {GOAL} (of the least: {found['ratio_of_least']:.3f})")
     print(f"written / null file  {found['ratio_written_not_read']:8.3f}")
     print(f"others used {found['foreign_cpu']:.2f} cores meanwhile")
 

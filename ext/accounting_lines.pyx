@@ -6,7 +6,7 @@ Files, names and rotation belong to `journal.accounting_files`.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free
 from libc.stdint cimport int64_t
-from libc.string cimport memchr
+from libc.string cimport memchr, memcmp
 
 from ext.journal_record cimport DIAGNOSTIC, FRAME, Outcome, Slice, is_outcome, is_terminal, open_outcome, record_end
 from ext.text_output cimport Clock, Output, put, put_char, put_day_and_time, put_int, reserve, sane, start_output, two
@@ -99,6 +99,11 @@ cdef bytes status_cell(bytes status, char kind):
     return encoded_cell(f"{code} ({detail})".encode())
 
 
+cdef inline char written_kind(Outcome *o) noexcept nogil:
+    """PowerMTA has no letter for an expiry: it writes a bounce."""
+    return b"b" if o.kind == b"x" else o.kind
+
+
 cdef bytes encoded_cell(bytes raw):
     cdef Output out
     cdef Slice text
@@ -185,17 +190,22 @@ cdef void put_cell(Output *out, const char *prefix, Py_ssize_t prefix_size, Slic
         put_char(out, b'"')
 
 
-cdef int put_line(Output *out, Clock *logged, Clock *queued, Outcome *o) except -1:
-    cdef char kind = b"b" if o.kind == b"x" else o.kind
-    cdef bytes status = PyBytes_FromStringAndSize(o.text[2].start, o.text[2].size)
+cdef bytes known_status_cell(Slice code, char kind):
+    """`status_cell`, worked out once."""
+    cdef bytes status = PyBytes_FromStringAndSize(code.start, code.size)
     cdef tuple key = (status, kind)
     cdef bytes cell = _status_cells.get(key)
-    cdef Slice vmta
-    cdef Py_ssize_t i
     if cell is None:
         if len(_status_cells) > 4096:  # peers choose these codes
             _status_cells.clear()
         cell = _status_cells[key] = status_cell(status, kind)
+    return cell
+
+
+cdef int put_line(Output *out, Clock *logged, Clock *queued, Outcome *o, bytes cell) except -1:
+    cdef char kind = written_kind(o)
+    cdef Slice vmta
+    cdef Py_ssize_t i
     put_char(out, kind)
     put_char(out, b",")
     put_local(out, logged, o.at)
@@ -263,6 +273,9 @@ def csv_lines(bytes block not None, str kinds not None):
     cdef Outcome o
     cdef Output out
     cdef Clock logged, queued
+    cdef Slice last_status
+    cdef char last_kind = 0
+    cdef bytes cell = b""
     cdef bytes letters = kinds.encode()
     cdef const char *wanted = PyBytes_AS_STRING(letters)
     cdef size_t wanted_size = PyBytes_GET_SIZE(letters)
@@ -277,8 +290,16 @@ def csv_lines(bytes block not None, str kinds not None):
             if is_outcome(<char>start[offset + FRAME]):
                 reserve(&out, 2 * (end - offset) + 1024)
                 open_outcome(start + offset + FRAME, &o)
-                if memchr(wanted, b"b" if o.kind == b"x" else o.kind, wanted_size) != NULL:
-                    put_line(&out, &logged, &queued, &o)
+                if memchr(wanted, written_kind(&o), wanted_size) != NULL:
+                    # most lines have the status of the line before
+                    if (
+                        written_kind(&o) != last_kind
+                        or o.text[2].size != last_status.size
+                        or memcmp(o.text[2].start, last_status.start, last_status.size) != 0
+                    ):
+                        last_kind, last_status = written_kind(&o), o.text[2]
+                        cell = known_status_cell(last_status, last_kind)
+                    put_line(&out, &logged, &queued, &o, cell)
             offset = end
         return PyBytes_FromStringAndSize(out.start, out.used)
     finally:
