@@ -1,0 +1,97 @@
+"""The DKIM keys this engine signs with: found per campaign when it is compiled, parsed once, followed while it runs.
+
+A change of keys is seen by its version, asked for every second and at the word `dkim`; then every live campaign gets what signs
+for it now, without being compiled anew.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+
+from compose.campaign import CompiledCampaign
+from compose.header_rules import address_octets, domain_octets, from_address, mail_from
+from compose.signing import DkimSigner, ParsedKeys
+from config.keys import Keyring
+from domain import dkim
+from domain.campaign import CampaignContent
+from domain.dkim import DkimKey
+from domain.egress import DeliveryServer
+from domain.errors import Invalid
+from store import dkim as stored
+from store.postgres import Pool
+
+log = structlog.get_logger(__name__)
+
+
+class SigningKeys:
+    """Signers for campaigns. `trouble` is a sentence for the operator, empty when all keys can be used."""
+
+    def __init__(self, pool: Pool, keyring: Keyring) -> None:
+        self._pool = pool
+        self._keyring = keyring
+        self._parsed = ParsedKeys()
+        self._refused: dict[int, str] = {}
+        self._said: dict[int, str] = {}  # in the log
+        self._lookups = 0
+        self._seen = (-1, 0)  # version and lookups at the last look
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with keys that should sign and cannot."""
+        return next(iter(self._refused.values()), "")
+
+    async def signer(self, content: CampaignContent, server: DeliveryServer) -> DkimSigner | None:
+        """What signs the messages of a campaign behind a delivery server; None: nobody made a key for its domains."""
+        domains = domains_of(content, server)
+        if not domains:
+            return None
+        # The keys may change before the campaign is among those that `follow` sees: it looks again after every lookup
+        self._lookups += 1
+        keys = await stored.active(self._pool, [content.user_id], domains)
+        return self._parsed.signer(self._usable(dkim.choose(keys, domains)))
+
+    async def follow(self, campaigns: Iterable[CompiledCampaign]) -> None:
+        """Give each campaign its signer anew if any key has changed since the last look."""
+        seen = (await stored.version(self._pool), self._lookups)
+        if seen == self._seen:
+            return
+        wanted = [(campaign, domains_of(campaign.content, campaign.server)) for campaign in campaigns]
+        users = sorted({campaign.content.user_id for campaign, _ in wanted})
+        names = sorted({name for _, domains in wanted for name in domains})
+        by_user: dict[int, list[DkimKey]] = {}
+        for key in await stored.active(self._pool, users, names) if names else []:
+            by_user.setdefault(key.user_id, []).append(key)
+        self._refused.clear()
+        for campaign, domains in wanted:
+            campaign.signer = self._parsed.signer(self._usable(dkim.choose(by_user.get(campaign.content.user_id, []), domains)))
+        self._seen = seen
+
+    def _usable(self, keys: list[DkimKey]) -> list[DkimKey]:
+        """Parse those that are new; one that cannot be opened is named and left out."""
+        usable = []
+        for key in keys:
+            if not self._parsed.known(key.id):
+                try:
+                    self._parsed.add(key, self._keyring.open(key.private_key_sealed, dkim.seal_context(key.id)))
+                except (Invalid, ValueError) as error:
+                    # The mail goes out with what other keys there are: a missing signature costs reputation, a halt costs the campaign
+                    reason = str(error) if isinstance(error, Invalid) else "it is damaged"
+                    sentence = f"DKIM key {key.record_name} does not sign, mail goes out without it: {reason}"
+                    if self._said.get(key.id) != sentence:
+                        log.error("DKIM key refused", key=key.id, record=key.record_name, reason=reason)
+                    self._said[key.id] = self._refused[key.id] = sentence
+                    continue
+            self._refused.pop(key.id, None)
+            usable.append(key)
+        return usable
+
+
+def domains_of(content: CampaignContent, server: DeliveryServer) -> list[str]:
+    """The domains whose keys may sign a campaign, best first; none for addresses that are no good, which compiling refuses."""
+    try:
+        sender, _ = address_octets(*from_address(content, server))
+        kind, back = mail_from(content, server)
+        back_domain = domain_octets("mfrom", back) if kind == "domain" else address_octets("mfrom", back)[0].rpartition(b"@")[2]
+    except Invalid:
+        return []
+    return dkim.signing_domains(sender.rpartition(b"@")[2].decode("ascii"), back_domain.decode("ascii"))
