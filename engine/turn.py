@@ -17,7 +17,7 @@ from domain.bounce import classify
 from domain.errors import JournalError
 from domain.reply import SmtpReply, one_line
 from engine import disposition, retry
-from engine.egress_path import EgressPath, Facts
+from engine.egress_path import EgressPath
 from engine.held import HeldBatch
 from engine.suppression_set import SuppressionSet, is_suppressed
 from ext import turn_steps
@@ -141,17 +141,11 @@ class Turn:
                     self._compose(path, held, indexes, messages)
             if len(messages) < allowed:
                 path.bucket.give_back(allowed - len(messages))
-            start = 0
-            starved = False
-            for session, room in zip(sessions, rooms, strict=True):
-                if room:
-                    share = messages[start : start + room]
-                    start += room
-                    if share:
-                        self._submit(path, session, share)
-                    if len(share) < room:
-                        path.wait_for_work(session)
-                        starved = True
+            odd, starved = turn_steps.hand_out(sessions, rooms, messages, self._journal.append, path.server.id, self._now_us)
+            for session, share in odd:
+                self._submit_sendable(path, session, share)
+            for session in starved:
+                path.wait_for_work(session)
             if starved:
                 path.wake()  # it knows when the throttle lets the next message go, or when there is work again
 
@@ -176,15 +170,14 @@ class Turn:
         for index, refusal in turn_steps.make_messages(built, held, indexes, into):
             self._local(path, held, index, states.KIND_EXPIRY, "5.6.0", str(refusal), "content-related")
 
-    def _submit(self, path: EgressPath, session: SmtpSession, messages: list[Message]) -> None:
-        facts: Facts = session.facts
-        if not facts.smtputf8 and any(message.smtputf8 for message in messages):
-            for message in messages:
-                if message.smtputf8:
-                    held, index = message.ref
-                    sentence = "the address needs SMTPUTF8, which the delivery server does not offer"
-                    self._local(path, held, index, states.KIND_EXPIRY, "5.6.7", sentence, "bad-configuration")
-            messages = [message for message in messages if not message.smtputf8]
+    def _submit_sendable(self, path: EgressPath, session: SmtpSession, messages: list[Message]) -> None:
+        """`session` has no SMTPUTF8: those that need it are refused here, the others are sent."""
+        for message in messages:
+            if message.smtputf8:
+                held, index = message.ref
+                sentence = "the address needs SMTPUTF8, which the delivery server does not offer"
+                self._local(path, held, index, states.KIND_EXPIRY, "5.6.7", sentence, "bad-configuration")
+        messages = [message for message in messages if not message.smtputf8]
         turn_steps.begin(session, messages, self._journal.append, path.server.id, self._now_us)
 
     # --- outcomes in ---------------------------------------------------------------------------------------------------------

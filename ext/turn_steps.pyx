@@ -7,8 +7,8 @@ not the ordinary case is handed back untouched. Records are packed by `journal_r
 
 What is passed in is duck-typed, as far as the names below are used. `message.ref` is (held, index):
 held.batch .epoch .campaign.queued_at_us .in_flight .open; batch.campaign_id .batch .attempt .first_attempt_at .positions .recipients[index];
-recipient.number .email; session.owner .facts .connection_id .submit(messages) .flush();
-owner.server.id .health.failures .delivered .answers; facts.mta .source_ip .destination_ip .esmtp .queue_suffix.
+recipient.number .email; session.owner .facts .connection_id .room .submit(messages) .flush();
+owner.server.id .health.failures .delivered .answers; facts.mta .source_ip .destination_ip .esmtp .queue_suffix .smtputf8.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -164,7 +164,7 @@ def make_messages(list built not None, held, list indexes not None, list into no
     return refused
 
 
-def begin(session not None, list messages not None, append not None, server_id, at):
+cpdef begin(session, list messages, append, server_id, at):
     """Record the intent of every message (R10) and hand them to the session, which sends nothing before its `flush`."""
     cdef Message message
     cdef object held = None, held_now, batch = None, connection = session.connection_id
@@ -183,6 +183,36 @@ def begin(session not None, list messages not None, append not None, server_id, 
             )
         )
     session.submit(messages)
+
+
+def hand_out(list sessions not None, list rooms not None, list messages not None, append not None, server_id, at):
+    """`begin` for all of them: session i gets the next `rooms[i]` of `messages`, as far as they reach.
+
+    Returns ((session, messages) where one needs SMTPUTF8 and the connection does not have it: not begun; sessions left with room).
+    """
+    cdef list odd = [], starved = [], share
+    cdef Py_ssize_t i, start = 0, room, count = len(messages)
+    cdef Message message
+    cdef bint fits
+    for i in range(len(sessions)):
+        room = rooms[i]
+        if room == 0:
+            continue
+        if start < count:
+            share = messages[start:start + room]
+            fits = True
+            for message in share:
+                if message.smtputf8:
+                    fits = sessions[i].facts.smtputf8
+                    break
+            if fits:
+                begin(sessions[i], share, append, server_id, at)
+            else:
+                odd.append((sessions[i], share))
+        start += room
+        if start > count:
+            starved.append(sessions[i])
+    return odd, starved
 
 
 def flush_all(list sessions not None):

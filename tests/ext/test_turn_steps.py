@@ -128,3 +128,19 @@ def test_rooms_and_flushes_go_to_every_session():
     assert turn_steps.rooms_of(sessions) == ([1, 0, 4], 5)  # type: ignore[arg-type]
     turn_steps.flush_all(sessions)  # type: ignore[arg-type]
     assert flushed == [1, 0, 4]
+
+
+def test_messages_are_handed_out_by_room_and_those_left_with_room_are_named():
+    _, _, held = make(count=6)
+    got: dict[int, list[Message]] = {}
+    sessions = [
+        SimpleNamespace(connection_id=i, facts=SimpleNamespace(smtputf8=i != 3), submit=lambda messages, i=i: got.setdefault(i, messages))
+        for i in range(6)
+    ]
+    messages = [Message(b"", b"p@people.example", b"x\r\n", (held, i), i == 4) for i in range(6)]
+    records: list[bytes] = []
+    odd, starved = turn_steps.hand_out(sessions, [2, 0, 1, 2, 2, 1], messages, records.append, 9, NOW)  # type: ignore[arg-type]
+    assert got == {0: messages[0:2], 2: messages[2:3], 4: messages[5:6]}
+    assert odd == [(sessions[3], messages[3:5])]  # type: ignore[comparison-overlap]
+    assert starved == [sessions[4], sessions[5]]
+    assert [unpack(record[8:])[7] for record in records] == [0, 0, 2, 4]
