@@ -15,9 +15,10 @@ from control.parameters import MAX_ID, Before, Id, Limit, Page, given, one_line
 from control.services import Services
 from domain import address
 from domain.errors import Invalid, NotFound
-from store import campaigns, egress, lists
+from store import campaigns, egress, lists, tracking
 from store.campaigns import Campaign
 from store.postgres import PooledConnection, connection, transaction
+from store.tracking import TrackingReport
 
 MAX_SUBJECT_CHARACTERS = 2000  # a template; what it renders to is checked per recipient
 
@@ -26,7 +27,11 @@ CampaignState = Literal["draft", "preparing", "running", "paused", "cancelling",
 
 
 class CampaignCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new draft. `subject`, `html` and `text` are templates; without `from_email` the list's sender or the enforced From is used."""
+    """A new draft. `subject`, `html` and `text` are templates; without `from_email` the list's sender or the enforced From is used.
+
+    `track_links` leads the links of the HTML part over the link domain, `track_opens` puts a pixel of the open domain at its end;
+    `utm_source` and `utm_medium` are added to links that have none.
+    """
 
     name: str
     list_id: int
@@ -38,6 +43,10 @@ class CampaignCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reply_to: str = ""
     html: str = ""
     text: str = ""
+    track_links: bool = False
+    track_opens: bool = False
+    utm_source: str = ""
+    utm_medium: str = ""
 
 
 class CampaignUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +62,10 @@ class CampaignUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reply_to: str | UnsetType = UNSET
     html: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
+    track_links: bool | UnsetType = UNSET
+    track_opens: bool | UnsetType = UNSET
+    utm_source: str | UnsetType = UNSET
+    utm_medium: str | UnsetType = UNSET
 
 
 class CampaignController(Controller):
@@ -120,11 +133,19 @@ class CampaignController(Controller):
         """
         async with connection(services.pool) as conn:
             campaign = await campaigns.get(conn, caller.sees, campaign_id)
-            if campaign.state == "draft":
-                await check_content(conn, services, campaign)
-        campaign = await campaigns.start(services.pool, campaign_id, campaign.version)
+            destinations = await check_content(conn, services, campaign) if campaign.state == "draft" else ()
+        campaign = await campaigns.start(services.pool, campaign_id, campaign.version, destinations)
         await services.announce("campaigns")
         return campaign
+
+    @get("/{campaign_id:int}/tracking", operation_id="getCampaignTracking", summary="Opens and clicks of a campaign")
+    async def opens_and_clicks(
+        self, campaign_id: Id, caller: NamedDependency[Caller], services: NamedDependency[Services]
+    ) -> TrackingReport:
+        """People and machines apart; per link in the order of the HTML part. A link with merge tags has no address here."""
+        async with connection(services.pool) as conn:
+            await campaigns.get(conn, caller.sees, campaign_id)
+            return await tracking.report(conn, campaign_id)
 
     @post("/{campaign_id:int}/pause", operation_id="pauseCampaign", summary="Pause a campaign", status_code=200)
     async def pause(self, campaign_id: Id, caller: NamedDependency[Caller], services: NamedDependency[Services]) -> Campaign:
@@ -151,12 +172,18 @@ class CampaignController(Controller):
         return campaign
 
 
-async def check_content(conn: PooledConnection, services: Services, campaign: Campaign) -> None:
-    """Compile what the campaign says, as an engine will. Raises Invalid naming field, line and column."""
+async def check_content(conn: PooledConnection, services: Services, campaign: Campaign) -> tuple[str, ...]:
+    """Compile what the campaign says, as an engine will; returns where its followed links lead.
+
+    Raises Invalid naming field, line and column.
+    """
     content = await campaigns.content(conn, campaign.id)
     server = await egress.get(conn, campaign.user_id, campaign.delivery_server_id)
     # in a thread: a large template takes a while to compile, and other requests need not wait for it
-    await asyncio.to_thread(check, content, server, services.keyring, services.settings.inbound.public_url)
+    return await asyncio.to_thread(check, content, server, services.keyring, services.settings.inbound.public_url)
+
+
+_LINES = (("name", 1, 255), ("subject", 1, MAX_SUBJECT_CHARACTERS), ("from_name", 0, 255), ("utm_source", 0, 255), ("utm_medium", 0, 255))
 
 
 async def _visible(services: Services, caller: Caller, campaign_id: int) -> None:
@@ -181,7 +208,7 @@ async def _check_references(conn: PooledConnection, user_id: int, fields: dict[s
 def checked(fields: dict[str, object]) -> dict[str, object]:
     """The fields that are there, each checked. Raises Invalid naming the first that is refused."""
     fields = dict(fields)
-    for name, minimum, maximum in (("name", 1, 255), ("subject", 1, MAX_SUBJECT_CHARACTERS), ("from_name", 0, 255)):
+    for name, minimum, maximum in _LINES:
         value = fields.get(name)
         if isinstance(value, str):
             one_line(name, value, minimum=minimum, maximum=maximum)

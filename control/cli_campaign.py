@@ -10,6 +10,7 @@ from control.cli_servers import find_server
 if TYPE_CHECKING:
     from store.accounting import Report
     from store.campaigns import Campaign, Progress
+    from store.tracking import TrackingReport
 
 _POLL_SECONDS: Final = 0.5
 
@@ -33,10 +34,14 @@ def campaign_group() -> None:
 @click.option("--text", "text_file", type=click.Path(exists=True, dir_okay=False), help="File with the text part (UTF-8, Liquid).")
 @click.option("--class", "mail_class", type=click.Choice(["marketing", "autoresponder", "transactional"]), default="marketing",
               show_default=True, help="Priority class; transactional overtakes the others.")  # fmt: skip
+@click.option("--track-links", is_flag=True, help="Lead the links of the HTML part over the link domain and count clicks.")
+@click.option("--track-opens", is_flag=True, help="Put a pixel of the open domain at the end of the HTML part.")
+@click.option("--utm-source", default="", help="utm_source for every link that has none.")
+@click.option("--utm-medium", default="", help="utm_medium for every link that has none.")
 @click.option("--start", "start_now", is_flag=True, help="Start it at once.")
 @json_option
 def campaign_create(
-    list_name: str, server_name: str, html_file: str | None, text_file: str | None, start_now: bool, as_json: bool, **fields: str
+    list_name: str, server_name: str, html_file: str | None, text_file: str | None, start_now: bool, as_json: bool, **fields: Any
 ) -> None:
     """Create a campaign as a draft. The content is compiled and checked: an error in a template names line and column."""
     if not html_file and not text_file:
@@ -180,6 +185,28 @@ def campaign_report(campaign_id: int, as_json: bool) -> None:
     facts([*((name, getattr(totals, name)) for name in totals.__struct_fields__), ("queued", totals.queued)])
     table("records", ("kind", "category", "status", ">records"), ((o.kind, o.category, o.status, o.records) for o in found.outcomes))
     table("what servers said", ("kind", "answer", ">records"), ((d.kind, d.diagnostic, d.records) for d in found.diagnostics))
+
+
+@campaign_group.command("tracking", epilog=EPILOG)
+@_CAMPAIGN
+@json_option
+def campaign_tracking(campaign_id: int, as_json: bool) -> None:
+    """Show opens and clicks, people and machines apart, and each followed link."""
+
+    async def work(stores: Stores) -> "TrackingReport":
+        from store import campaigns, postgres, tracking
+
+        async with postgres.connection(stores.pool) as conn:
+            await campaigns.get(conn, None, campaign_id)
+            return await tracking.report(conn, campaign_id)
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+        return
+    facts((name, getattr(found, name)) for name in found.__struct_fields__ if name != "links")
+    table("links", (">link", ">clicks", ">clickers", ">by machines", "address"),
+          ((each.link, each.clicks, each.clickers, each.bot_clicks, each.url or "(merge tags)") for each in found.links))  # fmt: skip
 
 
 async def _progress(stores: Stores, campaign_id: int) -> "Progress":

@@ -18,7 +18,9 @@ from config.settings import Settings
 from domain import return_path
 from domain.errors import ConfigurationError, Unavailable
 from inbound.listener import Listener, Policy
+from inbound.tracking import Keys, Tracker
 from inbound.web import Web, WebServer
+from journal.visits import Visits
 from store import batch_queue, inbound, postgres, redis_keys
 
 log = structlog.get_logger(__name__)
@@ -120,11 +122,14 @@ class Inbound:
             max_connections=settings.max_connections,
         )
         web: WebServer | None = None
+        visits = Visits(load.state_directory(self.settings) / "visits" / f"{settings.http_port}")
         try:
-            web = _bind(Web(pool, keyring.derive("unsubscribe"), self._changed), settings.http_host, settings.http_port)
+            tracker = Tracker(pool, Keys.derived(keyring.derive), visits.add)
+            web = _bind(Web(pool, keyring.derive("unsubscribe"), self._changed, tracker), settings.http_host, settings.http_port)
             await web.start()
             await _listen(listener, settings.smtp_host, settings.smtp_port)
             self._tasks.append(asyncio.create_task(self._follow(policy)))
+            self._tasks.append(asyncio.create_task(visits.run(pool)))
             sys.stdout.write(f"inbound ready smtp={_shown(listener.address)} http={_shown(web.address)}\n")
             sys.stdout.flush()
             await self._stop.wait()
@@ -135,6 +140,7 @@ class Inbound:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self._redis.aclose(), 0.2)
             pool.terminate()
+            visits.close()
 
     async def _follow(self, policy: MailPolicy) -> None:
         """Keep the domains fresh; while PostgreSQL is away the last known ones stand."""

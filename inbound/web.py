@@ -1,8 +1,9 @@
-"""The public HTTP side: one-click unsubscribe (RFC 8058), as a small ASGI application under uvicorn.
+"""The public HTTP side: one-click unsubscribe (RFC 8058), clicks and opens, as a small ASGI application under uvicorn.
 
 GET and HEAD show a page and never act, so link scanners unsubscribe nobody (S5). A POST with a token of ours acts, whatever its body
 says: the token is the proof, the body of RFC 8058 (`List-Unsubscribe=One-Click`) only tells programs apart from people.
-No cookies, no redirects, nothing cached, no query of the database before the signature holds.
+A click is redirected to an address that the campaign itself names, or is not there (S4). No cookies, nothing cached, no query of the
+database before the signature holds.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from domain import links
 from domain.errors import Unavailable
+from inbound.tracking import GIF, Tracker
 from store import inbound
 from store.postgres import Pool
 
@@ -58,6 +60,15 @@ HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
 )
 
 
+PIXEL_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
+    (b"content-type", b"image/gif"),
+    (b"cache-control", b"no-store, private, max-age=0"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-robots-tag", b"noindex, nofollow"),
+    (b"cross-origin-resource-policy", b"cross-origin"),  # web mail shows it inside its own pages
+)
+
+
 def _page(title: str, *paragraphs: str, button: str = "") -> bytes:
     form = f'<form method="post"><button name="List-Unsubscribe" value="One-Click">{button}</button></form>' if button else ""
     text = "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
@@ -73,28 +84,32 @@ DONE: Final = _page(
 )
 UNKNOWN: Final = _page("Page not found", "This link is incomplete or not one of ours. Use the link in the message as it is.")
 LATER: Final = _page("Please try again", "We could not record this just now. Nothing is lost: open the link again in a minute.")
+AWAY: Final = _page("Please try again", "We cannot look this link up just now. Open it again in a minute.")
 TOO_LARGE: Final = _page("Request too large", "This page takes a click, nothing more.")
 TOO_SLOW: Final = _page("Request timed out", "The request did not arrive in time. Open the link again.")
+READ_ONLY: Final = _page("Method not allowed", "This address knows GET and HEAD.")
 NOT_ALLOWED: Final = _page("Method not allowed", "This page knows GET, HEAD and POST.")
+MOVED: Final = _page("This way", "The page you asked for is elsewhere; your browser should have gone there by itself.")
 ABOUT: Final = _page(
-    "Sluice", "This address serves the unsubscribe links of mail sent with Sluice, a bulk mail system. There is nothing else to see here."
+    "Sluice", "This address serves the links of mail sent with Sluice, a bulk mail system. There is nothing else to see here."
 )
 
 
 class Web:
     """The application. Tells `changed` after an unsubscribe, so that engines hear of it at once."""
 
-    def __init__(self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker) -> None:
         self._pool = pool
         self._key = unsubscribe_key
         self._changed = changed
+        self._tracker = tracker
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3, `http` only."""
         if scope["type"] != "http":
             raise RuntimeError(f"this application speaks http, not {scope['type']!r}")
         status, body, more = await self._answer(scope, receive)
-        headers = [*HEADERS, (b"content-length", str(len(body)).encode()), *more]
+        headers = [*(PIXEL_HEADERS if body is GIF else HEADERS), (b"content-length", str(len(body)).encode()), *more]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -106,6 +121,12 @@ class Web:
             return 405, NOT_ALLOWED, ((b"allow", b"GET, HEAD, POST"),)
         if path == "/" and method != "POST":
             return 200, ABOUT, ()
+        for purpose in ("click", "open"):
+            if path.startswith(links.PATHS[purpose]):
+                if method == "POST":
+                    return 405, READ_ONLY, ((b"allow", b"GET, HEAD"),)
+                text = path.removeprefix(links.PATHS[purpose])
+                return await self._click(scope, text) if purpose == "click" else self._open(scope, text)
         prefix = links.PATHS["unsubscribe"]
         parts = links.read(self._key, path.removeprefix(prefix)) if path.startswith(prefix) else None
         if parts is None:
@@ -114,6 +135,22 @@ class Web:
             return 200, ASK, ()
         refused = await _drain(receive)
         return refused or await self._unsubscribe(parts)
+
+    async def _click(self, scope: Message, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+        try:
+            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
+                url = await self._tracker.click(scope["method"], text, dict(scope["headers"]))
+        except (Unavailable, TimeoutError) as failure:
+            log.warning("the address of a link could not be looked up", reason=str(failure))
+            return 503, AWAY, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
+        if url is None:
+            return 404, UNKNOWN, ()
+        return 302, MOVED, ((b"location", url.encode("ascii")),)
+
+    def _open(self, scope: Message, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+        if not self._tracker.open(scope["method"], text, dict(scope["headers"])):
+            return 404, UNKNOWN, ()
+        return 200, GIF, ()
 
     async def _unsubscribe(self, parts: links.LinkParts) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
         try:

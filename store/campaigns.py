@@ -1,5 +1,6 @@
 """Campaigns as the API sees them: drafts, transitions, progress. What engines do with them is `store.feed` and `store.leases`."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 from domain import states
 from domain.campaign import CampaignContent, CampaignTotals
 from domain.errors import Conflict, Invalid, NotFound
+from store import tracking
 from store.postgres import Pool, PooledConnection, transaction
 
 
@@ -28,6 +30,10 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: str
     html: str
     text: str
+    track_links: bool
+    track_opens: bool
+    utm_source: str
+    utm_medium: str
     recipients: int
     version: int
     created_at: datetime
@@ -84,7 +90,10 @@ class RecipientStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # What a caller may write of a draft
-FIELDS = ("name", "mail_class", "list_id", "delivery_server_id", "subject", "from_name", "from_email", "reply_to", "html", "text")
+FIELDS = (
+    "name", "mail_class", "list_id", "delivery_server_id", "subject", "from_name", "from_email", "reply_to", "html", "text",
+    "track_links", "track_opens", "utm_source", "utm_medium",
+)  # fmt: skip
 _COLUMNS = f"id, user_id, {', '.join(FIELDS)}, state, recipients, version, created_at, started_at, finished_at"
 # lists of campaigns do not carry their bodies
 _BRIEF = _COLUMNS.replace("html, text", "'' as html, '' as text")
@@ -150,7 +159,8 @@ async def content(conn: PooledConnection, campaign_id: int) -> CampaignContent:
     """What a campaign says, as `compose` wants it. Raises NotFound."""
     row = await conn.fetchrow(
         "select c.id, c.version, c.user_id, c.list_id, c.name, c.subject, c.from_name, c.from_email, c.reply_to, c.html, c.text, "
-        "l.name as list_name, l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
+        "c.track_links, c.track_opens, c.utm_source, c.utm_medium, l.name as list_name, "
+        "l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
         "extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at "
         "from campaigns c join lists l on l.id = c.list_id where c.id = $1",
         campaign_id,
@@ -160,11 +170,12 @@ async def content(conn: PooledConnection, campaign_id: int) -> CampaignContent:
     return CampaignContent(**dict(row))
 
 
-async def start(pool: Pool, campaign_id: int, version: int) -> Campaign:
+async def start(pool: Pool, campaign_id: int, version: int, destinations: Sequence[str] = ()) -> Campaign:
     """Start a draft: once this returns, its recipients will be mailed whatever process dies (P2).
 
-    `version` is the one whose content was checked. A campaign that was started already is returned as it is. Raises Conflict
-    (paused, ended, changed meanwhile, its server or list gone), Invalid when nobody on its list is subscribed.
+    `version` is the one whose content was checked, `destinations` are where its followed links lead. A campaign that was started
+    already is returned as it is. Raises Conflict (paused, ended, changed meanwhile, its server or list gone), Invalid when nobody on
+    its list is subscribed.
     """
     async with transaction(pool) as conn:
         campaign = await _locked(conn, campaign_id)
@@ -185,6 +196,7 @@ async def start(pool: Pool, campaign_id: int, version: int) -> Campaign:
             raise Conflict(f"delivery server {campaign.delivery_server_id} was deleted; give campaign {campaign_id} another one")
         if not await conn.fetchval("select exists (select from subscribers where list_id = $1 and state = 'subscribed')", campaign.list_id):
             raise Invalid("list_id", f"nobody on list {campaign.list_id} is subscribed; import recipients first")
+        await tracking.keep_links(conn, campaign_id, destinations)
         return await _set_state(conn, campaign_id, states.PREPARING, ", started_at = now(), version = version + 1")
 
 

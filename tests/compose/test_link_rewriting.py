@@ -4,6 +4,7 @@ import contextlib
 import html
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,11 +24,11 @@ def tracking(*, follow: bool = True, opens: bool = False, source: str = "", medi
     return Tracking(follow, opens, source, medium, f"{BASE}/c/", f"{BASE}/o/", lambda number: f"<{number}>", b"k" * 32)
 
 
-def marked(source: str, **wants: object) -> str:
-    return rewrite("html", source, tracking(**wants)).source.replace("\0", "|")  # type: ignore[arg-type]
+def marked(source: str, **wants: Any) -> str:
+    return rewrite("html", source, tracking(**wants)).source.replace("\0", "|")
 
 
-def html_of(compiled: CompiledCampaign, **fields: object) -> str:
+def html_of(compiled: CompiledCampaign, **fields: Any) -> str:
     _, _, wire, _ = one(compiled, recipient(**fields))
     assert_sound(wire)
     part = parsed(wire).get_body(("html",))

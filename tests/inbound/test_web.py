@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from domain import links
+from inbound.tracking import Keys, Tracker
 from inbound.web import MAX_BODY_BYTES, Web, WebServer
 from store import postgres
 from store.postgres import Pool
+from store.tracking import Visit
 from tests.inbound.conftest import World
 
 ONE_CLICK = b"List-Unsubscribe=One-Click"
@@ -19,7 +21,10 @@ class Site:
 
     def __init__(self, pool: Pool, world: World) -> None:
         self.told = 0
-        self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed), "127.0.0.1", 0)
+        self.visits: list[Visit] = []
+        self.now = 1_772_600_767.0
+        tracker = Tracker(pool, Keys.derived(world.keyring.derive), self.visits.append, lambda: self.now)
+        self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed, tracker), "127.0.0.1", 0)
 
     async def _changed(self) -> None:
         self.told += 1

@@ -1,0 +1,150 @@
+"""Visits: opens and clicks on local disk before they are answered, and their way into PostgreSQL.
+
+Each inbound process has a directory of its own, locked by it. A visit is one JSON line, written with one write(2) before its redirect is
+sent, so `kill -9` loses none; a power cut may lose the last second. Files are read behind a cursor in PostgreSQL that moves in the
+transaction of the rows, so each line counts once. While PostgreSQL is away they wait, up to a budget; what is beyond it is counted
+in `lost`: an answer to a reader is never held back for statistics.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from domain.errors import Unavailable
+from journal.segments import take_lock
+from store import tracking
+from store.postgres import Pool
+from store.tracking import Visit
+
+MOST_BYTES_PER_TRANSACTION: Final = 1024 * 1024
+SUFFIX: Final = ".visits"
+_LONGEST_PAUSE_SECONDS: Final = 5.0
+_STATEMENT_TIMEOUT_SECONDS: Final = 30.0
+
+_log = logging.getLogger(__name__)
+_decoder: Final = msgspec.json.Decoder(Visit)
+
+
+class Visits:
+    """The journal of one inbound process. Raises JournalError when another living process holds the directory."""
+
+    def __init__(
+        self, directory: Path, *, interval_seconds: float = 1.0, file_bytes: int = 16 * 1024 * 1024, budget_bytes: int = 1024 * 1024 * 1024
+    ) -> None:
+        self.lost = 0  # visits the disk did not take
+        self.recorded = 0
+        self.trouble = ""  # why PostgreSQL has not got everything, in words
+        self._directory = directory
+        self._interval_seconds = interval_seconds
+        self._file_bytes = file_bytes
+        self._budget_bytes = budget_bytes
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._lock_fd = take_lock(directory)
+        self._fd = -1
+        self._written = 0
+        self._path = directory
+        self._read: dict[str, int] = {}  # file -> how far it is in PostgreSQL, where that is certain
+        self._waiting_bytes = sum(path.stat().st_size for path in self.files())
+
+    def files(self) -> list[Path]:
+        """What is there, the oldest first."""
+        return sorted(self._directory.glob(f"*{SUFFIX}"))
+
+    def add(self, visit: Visit) -> None:
+        """Write it down. Never raises: what cannot be written is counted as lost."""
+        line = msgspec.json.encode(visit) + b"\n"
+        try:
+            if self._waiting_bytes + len(line) > self._budget_bytes:
+                raise OSError("the disk budget for visits is used up")
+            if self._fd < 0 or self._written >= self._file_bytes:
+                self._next_file()
+            if os.write(self._fd, line) != len(line):
+                self._end_file()  # the half line stays behind as the torn end of this file
+                raise OSError("the disk is full")
+        except OSError as error:
+            if not self.lost:
+                _log.error("visits are lost: %s", error)
+            self.lost += 1
+            return
+        self._written += len(line)
+        self._waiting_bytes += len(line)
+        self.recorded += 1
+
+    def _next_file(self) -> None:
+        self._end_file()
+        path = self._directory / f"{time.time_ns():020}-{secrets.token_hex(4)}{SUFFIX}"
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+        self._path, self._written = path, 0
+
+    def _end_file(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    async def run(self, pool: Pool) -> None:
+        """Carry over until cancelled."""
+        pause = self._interval_seconds
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self.catch_up(pool)
+            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, OSError) as error:
+                pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
+                if not self.trouble:
+                    _log.warning("opens and clicks are safe on disk but not in PostgreSQL: %s", error)
+                self.trouble = str(error) or type(error).__name__
+            else:
+                pause = self._interval_seconds
+                self.trouble = ""
+
+    async def catch_up(self, pool: Pool) -> None:
+        """Carry over everything that is written now; files that are finished and read are removed. Raises Unavailable."""
+        for path in self.files():
+            current = path == self._path and self._fd >= 0
+            await self._carry(pool, path)
+            if current and path == self._path and self._fd >= 0:
+                continue
+            # First the file: a cursor without a file is nothing, a file without its cursor would be counted again
+            self._waiting_bytes -= path.stat().st_size
+            path.unlink()
+            self._read.pop(path.name, None)
+            await tracking.forget(pool, path.name, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
+
+    async def _carry(self, pool: Pool, path: Path) -> None:
+        known = self._read.pop(path.name, None)
+        if known == path.stat().st_size:
+            self._read[path.name] = known
+            return
+        at = await tracking.position(pool, path.name, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
+        with path.open("rb") as file:
+            while True:
+                file.seek(at)
+                block = file.read(MOST_BYTES_PER_TRANSACTION)
+                end = block.rfind(b"\n") + 1
+                if not end:  # nothing new, or half a line
+                    self._read[path.name] = at
+                    return
+                visits = []
+                for line in block[:end].splitlines():
+                    try:
+                        visits.append(_decoder.decode(line))
+                    except msgspec.MsgspecError:
+                        _log.error("%s: a line behind octet %d is no visit and is left out", path, at)
+                await tracking.record(pool, path.name, at, at + end, visits, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
+                at += end
+
+    def close(self) -> None:
+        """Let go of the file and the lock; what is not carried over waits for the next start."""
+        if self.lost:
+            _log.error("%d visits were lost since the start", self.lost)
+        self._end_file()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+        self._lock_fd = -1
