@@ -1,15 +1,13 @@
 """One test message through a delivery server, step by step, so that the answer names the stage that failed (requirement 27).
 
-Engines connect through `engine.connect`, which this process may not import; the rules for TLS and AUTH here are the same:
-nothing falls back to plain text, and a certificate must be valid for the host, except on the loopback or for a bare IP
-address without a user name.
+Engines connect through `engine.connect`, which this process may not import; the rules for TLS and AUTH are in `domain.connect_failure`
+for both.
 """
 
 import asyncio
 import email.message
 import email.policy
 import email.utils
-import ipaddress
 import socket
 import ssl
 import time
@@ -20,6 +18,7 @@ import aiosmtplib
 import msgspec
 
 from domain.address import Address
+from domain.connect_failure import AUTH_MECHANISMS, checks_certificate, choose_auth, shown, tls_sentence
 from domain.egress import DeliveryServer
 from domain.errors import ConnectFailed
 from domain.reply import one_line
@@ -91,7 +90,7 @@ class _Trial:
         except (OSError, UnicodeError):
             raise self._failed(f"there is no host {server.host}; check the host name") from None
         self.stage = "connect"
-        context = await asyncio.to_thread(_context, _is_checked(server)) if server.security != "none" else None
+        context = await asyncio.to_thread(_context, checks_certificate(server.host, server.username)) if server.security != "none" else None
         self.client = client = aiosmtplib.SMTP(
             hostname=server.host,
             port=server.port,
@@ -128,10 +127,9 @@ class _Trial:
             hint = "" if context else "; many servers offer it only over TLS"
             raise self._failed(f"{self.where} does not offer authentication, but a user name is configured{hint}")
         offered = client.server_auth_methods
-        order = ("plain", "login", "cram-md5") if context else ("cram-md5", "plain", "login")
-        chosen = next((method for method in order if method in offered), None)
+        chosen = choose_auth(offered, encrypted=context is not None)
         if chosen is None:
-            raise self._failed(f"{self.where} offers none of PLAIN, LOGIN and CRAM-MD5")
+            raise self._failed(f"{self.where} offers none of {AUTH_MECHANISMS}")
         method = {"plain": client.auth_plain, "login": client.auth_login, "cram-md5": client.auth_crammd5}[chosen]
         try:
             await self._step(f"the password of {self.server.username!r}", method(self.server.username, password))
@@ -145,10 +143,10 @@ class _Trial:
             self.stage = "rcpt"
             raise self._failed(f"{self.where} does not offer SMTPUTF8, which {to.text} needs")
         sender = server.mfrom if "@" in server.mfrom else f"test@{server.mfrom}" if server.mfrom else to.wire
-        shown = server.enforced_from or sender
+        visible = server.enforced_from or sender
         message = email.message.EmailMessage()
         message["Subject"] = "Test message of Sluice"
-        message["From"] = shown
+        message["From"] = visible
         message["To"] = to.wire
         message["Date"] = email.utils.localtime()
         message["Message-ID"] = email.utils.make_msgid(domain=sender.rpartition("@")[2])
@@ -168,7 +166,7 @@ class _Trial:
                 await client.quit()
         except (aiosmtplib.SMTPException, OSError, TimeoutError):
             pass  # the message is accepted; how the server says goodbye changes nothing
-        return _shown(reply.code, reply.message)
+        return shown(reply.code, reply.message)
 
     async def _step(self, name: str, action: Awaitable[T]) -> T:
         """One command; whatever goes wrong becomes ConnectFailed."""
@@ -178,7 +176,7 @@ class _Trial:
             async with asyncio.timeout(limit + 1.0):
                 return await action
         except aiosmtplib.SMTPResponseException as error:
-            text = _shown(error.code, error.message)
+            text = shown(error.code, error.message)
             raise ConnectFailed(self.stage, f"{self.where} refused {name}: {text}", permanent=error.code >= 500, reply=text) from None
         except (aiosmtplib.SMTPTimeoutError, TimeoutError):
             raise self._failed(f"{self.where} did not answer {name} within {limit:g} seconds") from None
@@ -186,7 +184,7 @@ class _Trial:
             raise self._failed(f"{self.where} closed the connection at {name}") from None
         except (aiosmtplib.SMTPException, OSError) as error:
             if self.stage == "tls":
-                raise self._failed(self._tls_sentence(error)) from None
+                raise self._failed(tls_sentence(self.where, error)) from None
             raise self._failed(f"{name} with {self.where} failed: {_short(error)}") from None
 
     def _failed(self, sentence: str) -> ConnectFailed:
@@ -196,13 +194,13 @@ class _Trial:
         cause = error.__cause__ or error
         if isinstance(error, aiosmtplib.SMTPConnectResponseError):
             self.stage = "greeting"
-            text = _shown(error.code, error.message)
+            text = shown(error.code, error.message)
             return ConnectFailed(self.stage, f"{self.where} turned us away at the greeting: {text}", reply=text)
         if isinstance(cause, ConnectionRefusedError) or isinstance(cause.__cause__, ConnectionRefusedError):
             return self._failed(f"{self.where} refused the connection; check that an SMTP server listens there")
         if isinstance(cause, ssl.SSLError):
             self.stage = "tls"
-            return self._failed(self._tls_sentence(cause))
+            return self._failed(tls_sentence(self.where, cause))
         if isinstance(error, aiosmtplib.SMTPConnectTimeoutError):
             if isinstance(cause, aiosmtplib.SMTPTimeoutError):
                 self.stage = "greeting"
@@ -212,25 +210,6 @@ class _Trial:
             self.stage = "greeting"
             return self._failed(f"{self.where} closed the connection before its greeting")
         return self._failed(f"cannot connect to {self.where}: {_short(cause)}")
-
-    def _tls_sentence(self, error: BaseException) -> str:
-        while not isinstance(error, ssl.SSLError) and error.__cause__ is not None:
-            error = error.__cause__
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return f"the certificate of {self.where} is not valid: {error.verify_message}"
-        if isinstance(error, ssl.SSLError):
-            reason = (error.reason or str(error)).replace("_", " ").lower()
-            hint = "; does this port speak TLS from the start?" if "wrong version" in reason or "record layer" in reason else ""
-            return f"the TLS handshake with {self.where} failed: {reason}{hint}"
-        return f"{self.where} closed the connection during the TLS handshake"
-
-
-def _is_checked(server: DeliveryServer) -> bool:
-    try:
-        host = ipaddress.ip_address(server.host)
-    except ValueError:
-        return server.host != "localhost"
-    return not host.is_loopback and bool(server.username)
 
 
 def _context(verify: bool) -> ssl.SSLContext:
@@ -245,11 +224,6 @@ def _context(verify: bool) -> ssl.SSLContext:
 def _own_name() -> str:
     name = socket.gethostname()
     return name if name.isascii() and "." in name else "localhost.localdomain"
-
-
-def _shown(code: int, message: str) -> str:
-    text = one_line(message.encode("utf-8", "surrogateescape"))[:300]
-    return f"{code} {text}".rstrip() if code > 0 else text
 
 
 def _short(error: BaseException) -> str:

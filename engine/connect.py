@@ -2,16 +2,11 @@
 
 aiosmtplib does greeting, EHLO, STARTTLS and AUTH; the transport then belongs to `ext.smtp_session`. Every step is bounded.
 Whatever goes wrong becomes a ConnectFailed with one sentence that a user can act on; no password is ever part of it.
-
-How TLS is checked (S13): with "starttls" and "tls" nothing falls back to plain text, and the certificate must be valid for the
-host as written. Two exceptions, because there is nothing to check a name against and nobody in between to keep out: a host on
-the loopback, and a host written as an IP address as long as no user name is configured. AUTH goes only over a checked
-connection, over the loopback, or where "none" was chosen by name.
+How TLS is checked and when AUTH is allowed is said in `domain.connect_failure`.
 """
 
 import asyncio
 import functools
-import ipaddress
 import re
 import socket
 import ssl
@@ -21,6 +16,7 @@ from typing import Any, TypeVar
 import aiosmtplib
 import msgspec
 
+from domain.connect_failure import AUTH_MECHANISMS, checks_certificate, choose_auth, is_loopback, shown, tls_sentence
 from domain.egress import DeliveryServer
 from domain.errors import ConnectFailed
 from domain.reply import one_line
@@ -185,7 +181,7 @@ class _Handshake:
         try:
             reply = await client.connect()
         except aiosmtplib.SMTPConnectResponseError as error:
-            text = _shown(error.code, error.message)
+            text = shown(error.code, error.message)
             raise self.failed("greeting", f"{self.where} turned us away at the greeting: {text}", reply=text) from None
         except aiosmtplib.SMTPConnectTimeoutError as error:
             if isinstance(error.__cause__, aiosmtplib.SMTPTimeoutError):
@@ -199,7 +195,7 @@ class _Handshake:
                 raise self.failed("greeting", f"{self.where} closed the connection before its greeting") from None
             raise self._tls_failed(error.__cause__ or error) from None
         except aiosmtplib.SMTPResponseException as error:
-            raise self.failed("greeting", f"{self.where} does not greet like an SMTP server: {_shown(0, error.message)}") from None
+            raise self.failed("greeting", f"{self.where} does not greet like an SMTP server: {shown(0, error.message)}") from None
         except (ssl.SSLError, OSError) as error:
             raise self._tls_failed(error) from None
         finally:
@@ -243,18 +239,18 @@ class _Handshake:
             await self.step("ehlo", "EHLO", self.client.ehlo())
             return
         except aiosmtplib.SMTPHeloError as error:
-            text = _shown(error.code, error.message)
+            text = shown(error.code, error.message)
             plain = self.server.security == "none" and not self.server.username
             if not plain or not 500 <= error.code < 505 or not self.client.is_connected:
                 raise self.failed("ehlo", f"{self.where} refused EHLO: {text}", reply=text) from None
         except (aiosmtplib.SMTPResponseException, ValueError) as error:
-            raise self.failed("ehlo", f"{self.where} answered EHLO with something that is not a reply: {_shown(0, str(error))}") from None
+            raise self.failed("ehlo", f"{self.where} answered EHLO with something that is not a reply: {shown(0, str(error))}") from None
         assert self.ear is not None
         self.ear.heard.clear()
         try:
             await self.step("ehlo", "HELO", self.client.helo())
         except aiosmtplib.SMTPResponseException as error:
-            text = _shown(error.code, error.message)
+            text = shown(error.code, error.message)
             raise self.failed("ehlo", f"{self.where} refused EHLO and HELO: {text}", reply=text) from None
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
@@ -269,7 +265,7 @@ class _Handshake:
         try:
             await self.step("tls", "STARTTLS", self.client.starttls(tls_context=context))
         except aiosmtplib.SMTPResponseException as error:
-            text = _shown(error.code, error.message)
+            text = shown(error.code, error.message)
             raise self.failed("tls", f"{self.where} refused STARTTLS: {text}", reply=text, permanent=error.code >= 500) from None
         except (OSError, aiosmtplib.SMTPException) as error:
             raise self._tls_failed(error) from None
@@ -277,15 +273,7 @@ class _Handshake:
         await self.hello()
 
     def _tls_failed(self, error: BaseException) -> ConnectFailed:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return self.failed("tls", f"the certificate of {self.where} is not valid: {error.verify_message}", permanent=True)
-        if isinstance(error, ssl.SSLError):
-            reason = (error.reason or str(error)).replace("_", " ").lower()
-            hint = "; does this port speak TLS from the start?" if "wrong version" in reason or "record layer" in reason else ""
-            return self.failed("tls", f"the TLS handshake with {self.where} failed: {reason}{hint}")
-        if isinstance(error, TimeoutError):
-            return self.failed("tls", f"the TLS handshake with {self.where} took too long")
-        return self.failed("tls", f"{self.where} closed the connection during the TLS handshake")
+        return self.failed("tls", tls_sentence(self.where, error), permanent=isinstance(error, ssl.SSLCertVerificationError))
 
     async def authenticate(self, username: str, password: str, *, encrypted: bool) -> None:
         """One AUTH command by the best mechanism both sides have; a wrong password is tried once, not once per mechanism."""
@@ -295,16 +283,15 @@ class _Handshake:
             hint = "" if encrypted else "; many servers offer it only over TLS"
             raise self.failed("auth", f"{self.where} does not offer authentication, but a user name is configured{hint}", permanent=True)
         offered = client.server_auth_methods
-        order = ("plain", "login", "cram-md5") if encrypted else ("cram-md5", "plain", "login")
-        chosen = next((method for method in order if method in offered), None)
+        chosen = choose_auth(offered, encrypted=encrypted)
         if chosen is None:
             names = one_line(" ".join(offered[:10]).encode()) or "none"
-            raise self.failed("auth", f"{self.where} offers none of PLAIN, LOGIN and CRAM-MD5 (it offers: {names})", permanent=True)
+            raise self.failed("auth", f"{self.where} offers none of {AUTH_MECHANISMS} (it offers: {names})", permanent=True)
         action = {"plain": client.auth_plain, "login": client.auth_login, "cram-md5": client.auth_crammd5}[chosen]
         try:
             await self.step("auth", "AUTH", action(username, password), replies=1 if chosen == "plain" else 2)
         except aiosmtplib.SMTPResponseException as error:
-            text = _shown(error.code, error.message)
+            text = shown(error.code, error.message)
             if error.code in (535, 534, 530, 538):
                 sentence = f"{self.where} refused the user name or password of {username!r}: {text}"
             else:
@@ -351,11 +338,9 @@ async def connect(
     Raises ConnectFailed and nothing else but CancelledError; after either no socket is left open.
     """
     handshake = _Handshake(server, min(STEP_TIMEOUT_SECONDS, server.limits.command_timeout_seconds))
-    loopback, literal = _kind_of_host(server.host)
     context: ssl.SSLContext | None = None
     if server.security != "none":
-        verify = not loopback and not (literal and not server.username)
-        context = ssl_context or await asyncio.to_thread(_context, verify)
+        context = ssl_context or await asyncio.to_thread(_context, checks_certificate(server.host, server.username))
     verified = context is not None and context.verify_mode == ssl.CERT_REQUIRED
     try:
         sock = await handshake.open_socket(source_address)
@@ -365,7 +350,7 @@ async def connect(
             assert context is not None
             await handshake.start_tls(context)
         if server.username:
-            if context is not None and not verified and not loopback:
+            if context is not None and not verified and not is_loopback(server.host):
                 sentence = f"the password is not sent to {handshake.where} because its certificate is not checked"
                 raise handshake.failed("auth", sentence, permanent=True)
             await handshake.authenticate(server.username, password, encrypted=context is not None)
@@ -402,15 +387,6 @@ def _context(verify: bool) -> ssl.SSLContext:
     return context
 
 
-def _kind_of_host(host: str) -> tuple[bool, bool]:
-    """(is it the loopback, is it written as an address)"""
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost", False
-    return address.is_loopback, True
-
-
 def _keep_alive(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -428,8 +404,3 @@ def _keep_alive(sock: socket.socket) -> None:
 def _size(value: str) -> int:
     digits = value.strip()
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else 0
-
-
-def _shown(code: int, message: str) -> str:
-    text = one_line(message.encode("utf-8", "surrogateescape"))[:300]
-    return f"{code} {text}".rstrip() if code > 0 else text
