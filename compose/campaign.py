@@ -6,6 +6,7 @@ the same input gives the same octets, on every node and in every attempt.
 
 import datetime as dt
 from email.utils import formatdate
+from html import escape
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -126,6 +127,19 @@ class CompiledCampaign:
         date_line, clock = self._at(composed_at)
         answers = self._layout.build(recipients, date_line, int(composed_at // 86400), clock)
         return answers if self.signer is None else _signed(self.signer, answers, int(composed_at))
+
+    def page(self, recipient: Recipient, *, composed_at: float) -> str | None:
+        """The text of the HTML part of a message, the text part where there is no HTML, None where there is neither.
+
+        Raises Invalid for a recipient who gets no message.
+        """
+        answer = self.build([recipient], composed_at=composed_at, attempt=1)[0]
+        if isinstance(answer, Invalid):
+            raise answer
+        scope = self.scope(recipient, composed_at=composed_at)
+        if self._layout.html is not None:
+            return self._layout.html.render(scope)
+        return f"<pre>{escape(self._layout.text.render(scope))}</pre>" if self._layout.text is not None else None
 
     def scope(self, recipient: Recipient, *, composed_at: float) -> dict[str, Any]:
         """The variables that the templates see for `recipient`."""

@@ -20,6 +20,7 @@ from domain.errors import ConfigurationError, Unavailable
 from inbound.listener import Listener, Policy
 from inbound.tracking import Keys, Tracker
 from inbound.web import Web, WebServer
+from inbound.web_view import WebView
 from journal.visits import Visits
 from store import batch_queue, inbound, postgres, redis_keys
 
@@ -125,7 +126,8 @@ class Inbound:
         visits = Visits(load.state_directory(self.settings) / "visits" / f"{settings.http_port}")
         try:
             tracker = Tracker(pool, Keys.derived(keyring.derive), visits.add)
-            web = _bind(Web(pool, keyring.derive("unsubscribe"), self._changed, tracker), settings.http_host, settings.http_port)
+            view = WebView(pool, keyring, settings.public_url)
+            web = _bind(Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view), settings.http_host, settings.http_port)
             await web.start()
             await _listen(listener, settings.smtp_host, settings.smtp_port)
             self._tasks.append(asyncio.create_task(self._follow(policy)))

@@ -1,4 +1,4 @@
-"""The public HTTP side: one-click unsubscribe (RFC 8058), clicks and opens, as a small ASGI application under uvicorn.
+"""The public HTTP side: one-click unsubscribe (RFC 8058), clicks, opens and web views, as a small ASGI application under uvicorn.
 
 GET and HEAD show a page and never act, so link scanners unsubscribe nobody (S5). A POST with a token of ours acts, whatever its body
 says: the token is the proof, the body of RFC 8058 (`List-Unsubscribe=One-Click`) only tells programs apart from people.
@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from domain import links
 from domain.errors import Unavailable
 from inbound.tracking import GIF, Tracker
+from inbound.web_view import POLICY, WebView
 from store import inbound
 from store.postgres import Pool
 
@@ -60,6 +61,7 @@ HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
 )
 
 
+VIEW_POLICY: Final = (b"content-security-policy", POLICY.encode())
 PIXEL_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"content-type", b"image/gif"),
     (b"cache-control", b"no-store, private, max-age=0"),
@@ -98,18 +100,24 @@ ABOUT: Final = _page(
 class Web:
     """The application. Tells `changed` after an unsubscribe, so that engines hear of it at once."""
 
-    def __init__(self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker) -> None:
+    def __init__(
+        self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker, web_view: WebView
+    ) -> None:
         self._pool = pool
         self._key = unsubscribe_key
         self._changed = changed
         self._tracker = tracker
+        self._web_view = web_view
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3, `http` only."""
         if scope["type"] != "http":
             raise RuntimeError(f"this application speaks http, not {scope['type']!r}")
         status, body, more = await self._answer(scope, receive)
-        headers = [*(PIXEL_HEADERS if body is GIF else HEADERS), (b"content-length", str(len(body)).encode()), *more]
+        usual = PIXEL_HEADERS if body is GIF else HEADERS
+        if more and more[0] == VIEW_POLICY:
+            usual = tuple(each for each in HEADERS if each[0] != VIEW_POLICY[0])
+        headers = [*usual, (b"content-length", str(len(body)).encode()), *more]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -121,12 +129,14 @@ class Web:
             return 405, NOT_ALLOWED, ((b"allow", b"GET, HEAD, POST"),)
         if path == "/" and method != "POST":
             return 200, ABOUT, ()
-        for purpose in ("click", "open"):
+        for purpose in ("click", "open", "web-view"):
             if path.startswith(links.PATHS[purpose]):
                 if method == "POST":
                     return 405, READ_ONLY, ((b"allow", b"GET, HEAD"),)
                 text = path.removeprefix(links.PATHS[purpose])
-                return await self._click(scope, text) if purpose == "click" else self._open(scope, text)
+                if purpose == "open":
+                    return self._open(scope, text)
+                return await (self._click(scope, text) if purpose == "click" else self._view(text))
         prefix = links.PATHS["unsubscribe"]
         parts = links.read(self._key, path.removeprefix(prefix)) if path.startswith(prefix) else None
         if parts is None:
@@ -146,6 +156,15 @@ class Web:
         if url is None:
             return 404, UNKNOWN, ()
         return 302, MOVED, ((b"location", url.encode("ascii")),)
+
+    async def _view(self, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+        try:
+            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
+                page = await self._web_view.page(text)
+        except (Unavailable, TimeoutError) as failure:
+            log.warning("a message could not be shown again", reason=str(failure))
+            return 503, AWAY, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
+        return (404, UNKNOWN, ()) if page is None else (200, page, (VIEW_POLICY,))
 
     def _open(self, scope: Message, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
         if not self._tracker.open(scope["method"], text, dict(scope["headers"])):

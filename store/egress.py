@@ -100,12 +100,13 @@ async def delete(pool: Pool, user_id: int | None, server_id: int) -> None:
         await _raise_version(conn)
 
 
-async def get(conn: PooledConnection, user_id: int | None, server_id: int) -> DeliveryServer:
-    """One delivery server; `user_id` None looks at everybody's. Raises NotFound."""
+async def get(conn: PooledConnection, user_id: int | None, server_id: int, *, deleted: bool = False) -> DeliveryServer:
+    """One delivery server; `user_id` None looks at everybody's, `deleted` at those taken out of use, too. Raises NotFound."""
     row = await conn.fetchrow(
-        f"select {_COLUMNS} from delivery_servers where id = $1 and ($2::bigint is null or user_id = $2) and deleted_at is null",
+        f"select {_COLUMNS} from delivery_servers where id = $1 and ($2::bigint is null or user_id = $2) and ($3 or deleted_at is null)",
         server_id,
         user_id,
+        deleted,
     )
     if row is None:
         raise NotFound("delivery server", server_id)

@@ -3,7 +3,9 @@
 import msgspec
 
 from domain import address
-from store import suppressions
+from domain.campaign import CampaignContent, Recipient
+from domain.egress import DeliveryServer
+from store import campaigns, egress, suppressions
 from store.postgres import Pool, connection, transaction
 
 # Reports on the last messages of a delivery server arrive after it was deleted
@@ -75,3 +77,38 @@ async def unsubscribe(pool: Pool, user_id: int, campaign_id: int, number: int, *
         if row is None:
             return None
         return await suppressions.unsubscribe(conn, user_id, row["list_id"], row["subscriber_id"], address.key(row["email"]), note=note)
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """What one message was made of."""
+
+    content: CampaignContent
+    server: DeliveryServer
+    recipient: Recipient
+    composed_at: float  # POSIX seconds
+
+
+async def sent(pool: Pool, user_id: int, campaign_id: int, number: int, *, timeout_seconds: float) -> Sent | None:
+    """What the message to one recipient was made of, as it stood when the campaign was started.
+
+    None: there is no such recipient, or nothing was composed for it yet. Raises Unavailable.
+    """
+    async with connection(pool, timeout_seconds=timeout_seconds) as conn:
+        row = await conn.fetchrow(
+            "select r.number, r.subscriber_id, r.email, r.data::text as data, c.delivery_server_id, ("
+            "select extract(epoch from b.queued_at)::float8 from batches b where b.campaign_id = c.id and b.queued_at is not null "
+            "and (b.numbers is null and r.number between b.first_number and b.last_number or r.number = any(b.numbers)) "
+            "order by b.attempt, b.batch limit 1) as composed_at "
+            "from campaigns c join recipients r on r.campaign_id = c.id "
+            "where c.id = $2 and c.user_id = $1 and r.campaign_id = $2 and r.number = $3",
+            user_id,
+            campaign_id,
+            number,
+            timeout=timeout_seconds,
+        )
+        if row is None or row["composed_at"] is None:
+            return None
+        content = await campaigns.content(conn, campaign_id)
+        server = await egress.get(conn, user_id, row["delivery_server_id"], deleted=True)
+    recipient = Recipient(row["number"], row["subscriber_id"], row["email"], row["data"].encode())
+    return Sent(content, server, recipient, row["composed_at"])

@@ -8,11 +8,13 @@ import pytest
 from domain import links
 from inbound.tracking import Keys, Tracker
 from inbound.web import MAX_BODY_BYTES, Web, WebServer
+from inbound.web_view import WebView
 from store import postgres
 from store.postgres import Pool
 from store.tracking import Visit
 from tests.inbound.conftest import World
 
+PUBLIC_URL = "http://127.0.0.1:8080"
 ONE_CLICK = b"List-Unsubscribe=One-Click"
 
 
@@ -24,7 +26,8 @@ class Site:
         self.visits: list[Visit] = []
         self.now = 1_772_600_767.0
         tracker = Tracker(pool, Keys.derived(world.keyring.derive), self.visits.append, lambda: self.now)
-        self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed, tracker), "127.0.0.1", 0)
+        view = WebView(pool, world.keyring, PUBLIC_URL)
+        self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed, tracker, view), "127.0.0.1", 0)
 
     async def _changed(self) -> None:
         self.told += 1

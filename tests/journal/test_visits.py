@@ -34,6 +34,7 @@ async def test_visits_are_carried_over_once_and_finished_files_go(pool: Pool, tm
     await visits.catch_up(pool)
     assert await numbers(pool) == list(range(1, 12))
     row = await pool.fetchrow("select kind::text, link, extract(epoch from at)::float8 as at, bot, agent from events where number = 11")
+    assert row is not None
     assert dict(row) == {"kind": "o", "link": 0, "at": 1_772_600_778.5, "bot": "", "agent": "Mozilla/5.0 é"}
     visits.close()
 
