@@ -97,9 +97,10 @@ async def open_pool(
     that is stopped or cut off keeps no rows locked; 0: never.
     """
     try:
+        # No floor: asyncpg restores one in the background, with a traceback in the log for every try while the server is away
         pool: Pool = await asyncpg.create_pool(
             url,
-            min_size=1,
+            min_size=0,
             max_size=size,
             command_timeout=command_timeout_seconds,
             timeout=connect_timeout_seconds,
@@ -110,9 +111,10 @@ async def open_pool(
                 "idle_in_transaction_session_timeout": str(int(idle_in_transaction_seconds * 1000)),
             },
         )
+        async with pool.acquire(timeout=connect_timeout_seconds):
+            return pool
     except UNAVAILABLE as error:
         raise unavailable(url, error) from error
-    return pool
 
 
 async def _nothing_to_clean(_: object) -> None:
