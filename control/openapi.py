@@ -97,6 +97,7 @@ def openapi_config() -> OpenAPIConfig:
         ),
         tags=[
             Tag("delivery servers", "Ways out: SMTP servers with credentials, domains and limits"),
+            Tag("DKIM keys", "Keys that sign the mail of a domain, and their DNS records"),
             Tag("lists", "Lists and their merge fields"),
             Tag("subscribers", "One at a time; many at once by import"),
             Tag("imports", "CSV or NDJSON of any size"),

@@ -52,10 +52,12 @@ class SigningKeys:
 
     async def follow(self, campaigns: Iterable[CompiledCampaign]) -> None:
         """Give each campaign its signer anew if any key has changed since the last look."""
+        wanted = [(campaign, domains_of(campaign.content, campaign.server)) for campaign in campaigns]
+        if not wanted:
+            return  # an idle engine asks nothing
         seen = (await stored.version(self._pool), self._lookups)
         if seen == self._seen:
             return
-        wanted = [(campaign, domains_of(campaign.content, campaign.server)) for campaign in campaigns]
         users = sorted({campaign.content.user_id for campaign, _ in wanted})
         names = sorted({name for _, domains in wanted for name in domains})
         by_user: dict[int, list[DkimKey]] = {}
