@@ -86,6 +86,14 @@ async def heal_links(scene: Scene) -> None:
         await scene.fleet.script([])
 
 
+async def operator_acts(scene: Scene) -> None:
+    """The password is right again, and an operator has saved the delivery servers: an engine does not go on trying by itself (row 33)."""
+    await heal_links(scene)
+    pool = scene.fleet.pool
+    await pool.execute("update delivery_servers set version = version + 1 where id = any($1)", scene.fleet.server_ids)
+    await pool.execute("update egress_version set version = version + 1")
+
+
 async def tarpit(scene: Scene) -> None:
     """One sink takes 5 s for each answer; the other one must not feel it (P10)."""
     slow = scene.rng.randrange(2)
@@ -192,6 +200,9 @@ FAULTS = (
     _greeted("handshake-drops", 32, "closed in the handshake", _rule("handshake", "drop", 100), tls=True, heal_limit=90.0),
     _greeted("handshake-hangs", 32, "silence in the handshake", _rule("handshake", "hang", 50), tls=True, heal_limit=90.0),
     _greeted("auth-temporary", 33, "454 to AUTH", _reply("auth", "454 4.7.0 Temporary failure"), tls=True, heal_limit=90.0),
-    _greeted("auth-refused", 33, "535 to AUTH", _reply("auth", "535 5.7.8 No"), tls=True, heal_limit=90.0),
+    Fault(
+        name="auth-refused", row=33, about="535 to AUTH, until an operator acts", inject=_greeting(_reply("auth", "535 5.7.8 No")),
+        heal=operator_acts, hold=(3.0, 5.0), duplicates="named", needs=_TLS,
+    ),
     _greeted("auth-drops", 33, "closed at AUTH", _rule("auth", "drop", 100), tls=True, heal_limit=90.0),
 )  # fmt: skip
