@@ -60,7 +60,7 @@ class Stalling:
 async def test_a_peer_that_stops_reading_in_the_content_is_given_up_and_nobody_is_in_doubt(
     machine: Machine, pool: Pool, small_window: socket.socket
 ) -> None:
-    server = Stalling(2)
+    server = Stalling(1)
     listening = await asyncio.start_server(server.serve, sock=small_window, limit=1 << 16)
     await machine.engine()
     big = ("é" * 98 + "\n") * 6_000  # 3.6 MB once encoded: more than the kernel keeps for the two of us
@@ -71,7 +71,7 @@ async def test_a_peer_that_stops_reading_in_the_content_is_given_up_and_nobody_i
     found = await verdict(pool, campaign, server.taken, words["stalling lock-step"])
     listening.close()
     found.must_hold()
-    assert server.connections >= 3
+    assert server.connections >= 2
     assert set(found.kinds.values()) == {"d"}, "its last octet never left us"
     assert set(found.copies.values()) == {1}
 
@@ -80,7 +80,7 @@ async def test_a_server_that_says_slow_down_is_slowed_and_everybody_is_delivered
     rule = {"recipient": "*", "reply": "451 4.7.1 Too many messages, slow down", "per_second": 100}
     sink = await start_sink(machine, "sink", [rule])
     await machine.engine()
-    fault = Fault("rate", picked=0, recipients=600, limits={"retry_schedule_seconds": [2.0]})
+    fault = Fault("rate", picked=0, recipients=400, limits={"retry_schedule_seconds": [2.0]})
     campaign = await add_campaign(pool, fault, "data", sink.port)
 
     async def said() -> str:
@@ -98,7 +98,7 @@ async def test_a_server_that_says_slow_down_is_slowed_and_everybody_is_delivered
 async def test_a_connection_too_many_is_noted_and_the_others_go_on(machine: Machine, pool: Pool) -> None:
     sink = await start_sink(machine, "sink", (), "--max-connections", "2", "--reply-delay", "20")
     await machine.engine()
-    fault = Fault("crowded", picked=0, recipients=500, limits={"max_connections": 8})
+    fault = Fault("crowded", picked=0, recipients=300, limits={"max_connections": 8})
     campaign = await add_campaign(pool, fault, "data", sink.port)
 
     async def said() -> str:
@@ -112,20 +112,18 @@ async def test_a_connection_too_many_is_noted_and_the_others_go_on(machine: Mach
     assert set(found.kinds.values()) == {"d"}
 
 
-@pytest.mark.parametrize("mode", MODES)
-async def test_a_server_that_ends_each_connection_after_some_messages_costs_nobody_an_attempt(
-    machine: Machine, pool: Pool, mode: str
-) -> None:
+async def test_a_server_that_ends_each_connection_after_some_messages_costs_nobody_an_attempt(machine: Machine, pool: Pool) -> None:
     sink = await start_sink(machine, "sink", (), "--max-messages-per-connection", "7")
     await machine.engine()
-    campaign = await add_campaign(pool, Fault("sevens", picked=0, recipients=1000), mode, sink.port)
-    await end_of(pool, [campaign], 30.0)
-    found = await verdict(pool, campaign, accepted(sink.log))
-    found.must_hold()
-    found.none_uncertain()
-    assert set(found.copies.values()) == {1}
-    again = [kinds for kinds in found.kinds.values() if kinds != "d"]
-    assert len(again) < 20, "only who was third in line three times may have been put off"
+    campaigns = [await add_campaign(pool, Fault("sevens", picked=0, recipients=700), mode, sink.port) for mode in MODES]
+    await end_of(pool, campaigns, 30.0)
+    for campaign in campaigns:
+        found = await verdict(pool, campaign, accepted(sink.log))
+        found.must_hold()
+        found.none_uncertain()
+        assert set(found.copies.values()) == {1}
+        again = [kinds for kinds in found.kinds.values() if kinds != "d"]
+        assert len(again) < 20, "only who was last in line three times may have been put off"
 
 
 async def test_tarpits_hung_and_lying_servers_do_not_slow_an_honest_one(machine: Machine, pool: Pool) -> None:
