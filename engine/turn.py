@@ -6,15 +6,20 @@ then lets the connections write (R1, R10). Nothing leaves a connection anywhere 
 """
 
 import asyncio
+import os
 import random
+import sys
 import time
 from collections.abc import Callable
 
 import structlog
 
+from compose.campaign import CompiledCampaign
+from compose.campaign import Message as Built
 from domain import states
 from domain.bounce import classify
-from domain.errors import JournalError
+from domain.campaign import Batch
+from domain.errors import Invalid, JournalError
 from domain.reply import SmtpReply, one_line
 from engine import disposition, retry
 from engine.egress_path import EgressPath
@@ -28,6 +33,7 @@ from journal.segments import Journal
 log = structlog.get_logger(__name__)
 
 JOURNAL_RETRY_SECONDS = 1.0
+BUG_EXIT_CODE = 70  # EX_SOFTWARE; the supervisor starts another one
 _SESSIONS_PER_TURN = 512  # more connections than this are filled over several turns, so no turn holds up the loop for long
 
 
@@ -69,7 +75,18 @@ class Turn:
 
     # --- the turn ----------------------------------------------------------------------------------------------------------
     def run(self) -> None:
-        """Settle, fill, journal, flush."""
+        """Settle, fill, journal, flush. A bug in here ends the process at once."""
+        try:
+            self._run()
+        except Exception:
+            # Half a turn is done: what servers answered may stand in no record, and nothing more may leave before it does (R1).
+            # To die like this is what the journal is for; to live on would be an engine that looks alive and sends nothing.
+            log.exception("a turn failed half-way; the engine ends at once, its journal names who is in doubt")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(BUG_EXIT_CODE)
+
+    def _run(self) -> None:
         self._scheduled = False
         self._now_us = int(time.time() * 1e6)
         outcomes, self.outcomes = self.outcomes, []
@@ -165,8 +182,11 @@ class Turn:
                     path, held, index, states.KIND_EXPIRY, "5.6.0", f"campaign content refused: {campaign.refusal}", "content-related"
                 )
             return
-        recipients = batch.recipients
-        built = campaign.compiled.build([recipients[i] for i in indexes], composed_at=batch.composed_at, attempt=batch.attempt)
+        try:
+            built = _build(campaign.compiled, batch, indexes)
+        except Exception as bug:
+            log.error("composing failed unexpectedly, trying one by one", campaign=campaign.id, reason=f"{type(bug).__name__}: {bug}")
+            built = [_build_alone(campaign.compiled, batch, index) for index in indexes]
         for index, refusal in turn_steps.make_messages(built, held, indexes, into):
             self._local(path, held, index, states.KIND_EXPIRY, "5.6.0", str(refusal), "content-related")
 
@@ -288,3 +308,16 @@ class Turn:
     def _close(self, held: HeldBatch) -> None:
         if held.settle():
             self._settled(held)
+
+
+def _build(compiled: CompiledCampaign, batch: Batch, indexes: list[int]) -> list[Built | Invalid]:
+    recipients = [batch.recipients[index] for index in indexes]
+    return compiled.build(recipients, composed_at=batch.composed_at, attempt=batch.attempt)
+
+
+def _build_alone(compiled: CompiledCampaign, batch: Batch, index: int) -> Built | Invalid:
+    """One recipient whose data nobody foresaw must cost neither the others their mail nor the engine its life."""
+    try:
+        return _build(compiled, batch, [index])[0]
+    except Exception as bug:
+        return Invalid("content", f"could not be composed for this recipient: {type(bug).__name__}")

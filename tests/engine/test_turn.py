@@ -1,0 +1,49 @@
+"""engine.turn where it goes wrong: a turn that fails half-way ends the process; one recipient that cannot be composed does not."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from compose.campaign import CompiledCampaign
+from domain.campaign import Batch, Recipient
+from domain.errors import Invalid
+from engine import turn
+
+ROOT = Path(__file__).resolve().parents[2]
+FAILING_TURN = """
+import asyncio
+from engine.turn import Turn
+async def main():
+    turn = Turn(None, None, 1.0, print)
+    turn.outcomes.append("no outcome")
+    turn.ready(None)
+    await asyncio.sleep(5)
+    print("still here")
+asyncio.run(main())
+"""
+
+
+def test_a_turn_that_fails_half_way_ends_the_process_and_says_so() -> None:
+    ended = subprocess.run([sys.executable, "-c", FAILING_TURN], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == turn.BUG_EXIT_CODE
+    assert "a turn failed half-way" in ended.stdout + ended.stderr
+    assert "still here" not in ended.stdout
+
+
+class Fragile:
+    """Composes for everybody but the third."""
+
+    def build(self, recipients: list[Recipient], *, composed_at: float, attempt: int) -> list[Any]:
+        if any(recipient.number == 3 for recipient in recipients):
+            raise RecursionError("nobody thought of that")
+        return [recipient.email for recipient in recipients]
+
+
+def test_a_recipient_nobody_foresaw_is_refused_alone() -> None:
+    batch = Batch(1, 1, 1, 1, 0.0, 0.0, [0, 1, 2, 3], [Recipient(n, n, f"p{n}@x.example", b"{}") for n in (1, 2, 3, 4)])
+    fragile = cast("CompiledCampaign", Fragile())
+    built = [turn._build_alone(fragile, batch, index) for index in range(4)]
+    assert [built[0], built[1], built[3]] == ["p1@x.example", "p2@x.example", "p4@x.example"]
+    assert isinstance(built[2], Invalid)
+    assert "RecursionError" in str(built[2])
