@@ -192,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     directory = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
     directory.chmod(0o711)  # private PostgreSQL runs as another user when we are root
     say(HEAD)
+    failed = True
     try:
         with embedded.resolve("embedded:", "embedded:", directory) as backends:
             rows = asyncio.run(_run(backends, directory, chosen))
@@ -204,8 +205,12 @@ def main(arguments: list[str] | None = None) -> int:
                     rows.append(row)
                     say(line(row))
             stores = backends.chosen.replace(str(directory), "").replace(", private in /", " in ")
+        failed = False
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        if failed:
+            say(f"the logs are kept in {directory / 'log'}")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
     goals.add_ratios(rows)
     report = Report(
         machine=measure.machine(

@@ -31,8 +31,8 @@ WARM_UP: Final = 2000
 _QUIET_SECONDS: Final = 60.0
 _FLUSH_SECONDS: Final = 1.2  # accounting files are flushed once a second
 _INSERT: Final = (
-    "insert into campaigns (user_id, name, state, list_id, delivery_server_id, subject, from_name, from_email, text, html, started_at) "
-    "values ($1, $2, 'preparing', $3, $4, $5, $6, $7, $8, $9, now()) returning id"
+    "insert into campaigns (user_id, name, state, list_id, delivery_server_id, subject, from_name, from_email, text, html, started_at, "
+    "track_links, track_opens) values ($1, $2, 'preparing', $3, $4, $5, $6, $7, $8, $9, now(), true, true) returning id"
 )
 
 
@@ -142,9 +142,10 @@ class Bench:
         host, _, port = smtp.rpartition(":")
         limits = {"max_connections": case.connections, "chunking": case.window > 0, "bdat_window": max(case.window, 1)}
         made = await self._pool.fetchval(
-            "insert into delivery_servers (user_id, name, host, port, security, mfrom, limits) "
-            "values ($1, $2, $3, $4, $5, $6, $7::text::jsonb) returning id",
+            "insert into delivery_servers (user_id, name, host, port, security, mfrom, limits, link_domain, open_domain) "
+            "values ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, $8) returning id",
             self._user, f"{case.name} {time.time_ns()}", host, int(port), case.security, newsletter.MFROM, json.dumps(limits),
+            newsletter.LINK_DOMAIN,
         )  # fmt: skip
         await self._pool.execute("update egress_version set version = version + 1")
         await batch_queue.publish_change(self._redis, "egress")

@@ -1,4 +1,4 @@
-"""The newsletter that every bench sends: about 10 kB on the wire, nine merge fields, eight links, an unsubscribe link, text not only ASCII.
+"""The newsletter that every bench sends: about 10 kB on the wire, nine merge fields, eight followed links, unsubscribe link, open pixel.
 
 What a real letter has and what costs: text and HTML in multipart/alternative, HTML-escaped values, a condition, quoted-printable,
 an encoded subject. The seed is fixed, so two runs send the same octets (but for the tokens). All domains end in `.example`.
@@ -19,6 +19,7 @@ SUBJECT: Final = "{{ subscriber.first_name }}, die Flut kommt früh: news for {{
 FROM_NAME: Final = "Hafenbrief – the harbour letter"
 FROM_EMAIL: Final = "letter@harbour.example"
 MFROM: Final = "bounces.harbour.example"
+LINK_DOMAIN: Final = "go.harbour.example"
 
 _CITIES: Final = ("Zürich", "東京", "São Paulo", "Kraków", "Lyon", "Oslo", "Łódź", "Bergen", "Cork", "Malmö", "Gdańsk", "Tromsø")
 _PLANS: Final = ("deckhand", "pilot", "harbour master")
@@ -135,12 +136,15 @@ def content(html: str = HTML, text: str = TEXT, subject: str = SUBJECT) -> Campa
     return CampaignContent(
         id=31, version=1, user_id=1, list_id=1, name="Letter 31", subject=subject, from_name=FROM_NAME, from_email=FROM_EMAIL, reply_to="",
         html=html, text=text, list_name="Harbour", list_sender_email="", list_sender_name="", delivery_server_id=1, queued_at=0.0,
+        track_links=True, track_opens=True,
     )  # fmt: skip
 
 
 def compiled(letter: CampaignContent | None = None) -> CompiledCampaign:
     """Ready to be built for anybody, outside an engine."""
-    server = DeliveryServer(id=1, user_id=1, name="relay", host="relay.example", mfrom=MFROM)
+    server = DeliveryServer(
+        id=1, user_id=1, name="relay", host="relay.example", mfrom=MFROM, link_domain=LINK_DOMAIN, open_domain=LINK_DOMAIN
+    )
     return CompiledCampaign(letter or content(), server, Keyring(b"k" * 32), "http://127.0.0.1:8080")
 
 
