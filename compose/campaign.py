@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from compose import header_rules, link_rewriting, liquid, mime
+from compose import header_rules, link_rewriting, liquid, mail_headers, mime
 from compose.link_nodes import Splicer
 from compose.signing import DkimSigner
 from compose.tags import Tags
 from config.keys import Keyring
+from config.settings import Mail
 from domain import links, return_path
 from domain.campaign import CampaignContent, Recipient
 from domain.egress import DeliveryServer
@@ -60,12 +61,20 @@ class CompiledCampaign:
     """
 
     def __init__(
-        self, content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str, signer: DkimSigner | None = None
+        self,
+        content: CampaignContent,
+        server: DeliveryServer,
+        keyring: Keyring,
+        public_url: str,
+        signer: DkimSigner | None = None,
+        mail: Mail = Mail(),  # noqa: B008  frozen
     ) -> None:
         self.content = content
         self.server = server
         self.signer = signer
         field, sender = header_rules.from_address(content, server)
+        if field != "enforced_from":
+            mail_headers.check_from(field, sender, mail.forbidden_from)
         sender_octets, sender_utf8 = header_rules.address_octets(field, sender)
         domain = sender_octets.rpartition(b"@")[2]
         constants: dict[str, Any] = {
@@ -85,7 +94,7 @@ class CompiledCampaign:
         self._tracking = self._tracked(keyring, public_url)
         self.destinations: tuple[str, ...] = ()  # of the followed links 1, 2, ...; "" where a link carries its own
 
-        kind, address = header_rules.mail_from(content, server)
+        kind, address = header_rules.mail_from(content, server, mail.sender_domain, mail.catch_all_domain)
         if kind == "domain":
             layout.mail_from_domain = header_rules.domain_octets("mfrom", address)
             layout.mail_from = b""
@@ -108,6 +117,8 @@ class CompiledCampaign:
         layout.always_utf8 = sender_utf8
         self._compiled: list[liquid.Compiled] = []
         self._headers(layout, constants, sender_octets)
+        lines, layout.cfbl = mail_headers.system(mail, content, domain)
+        layout.list_headers = (layout.list_headers or b"") + lines + self._custom(layout, constants)
         layout.text = self._part("text", content.text, html=False, constants=constants)
         layout.html = self._part("html", content.html, html=True, constants=constants)
         parts = mime.frame(text=layout.text is not None, html=layout.html is not None, mark=mime.boundary(content.id, content.version))
@@ -206,6 +217,25 @@ class CompiledCampaign:
         self._compiled.append(compiled)
         return "", compiled.program
 
+    def _custom(self, layout: Layout, constants: dict[str, Any]) -> bytes:
+        """Custom headers: the lines that are the same for everybody; the others go to the layout (45-47)."""
+        lines = b""
+        layout.custom = []
+        if len(self.content.headers) > mail_headers.MAX_CUSTOM:
+            raise Invalid("headers", f"there are {len(self.content.headers)} custom headers, at most {mail_headers.MAX_CUSTOM} are allowed")
+        seen: set[bytes] = set()
+        for name, value in self.content.headers:
+            octets = mail_headers.custom_name(name, "headers")
+            if octets.lower() in seen:
+                raise Invalid("headers", "two custom headers have the same name", name)
+            seen.add(octets.lower())
+            text, program = self._line(f"header {name}", value, constants)
+            if program is not None:
+                layout.custom.append((octets, program))
+            elif text.strip():
+                lines += _field(f"header {name}", header.unstructured, octets, text)
+        return lines
+
     def _headers(self, layout: Layout, constants: dict[str, Any], sender: bytes) -> None:
         content = self.content
         layout.sender_address = sender
@@ -244,9 +274,11 @@ def _field(field: str, make: Any, *arguments: Any) -> bytes:
     return line
 
 
-def check(content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str) -> tuple[str, ...]:
+def check(
+    content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str, mail: Mail = Mail()  # noqa: B008
+) -> tuple[str, ...]:
     """Raise Invalid when the campaign could not be sent as it stands; what the API asks when it is saved.
 
     Returns where its followed links lead, as `CompiledCampaign.destinations`.
     """
-    return CompiledCampaign(content, server, keyring, public_url).destinations
+    return CompiledCampaign(content, server, keyring, public_url, mail=mail).destinations

@@ -83,10 +83,11 @@ def from_name(content: CampaignContent, server: DeliveryServer) -> str:
     return content.from_name
 
 
-def mail_from(content: CampaignContent, server: DeliveryServer) -> tuple[str, str]:
-    """The return path: ("domain", MFROM domain) for signed addresses below it, else ("address", address) (18, 19, 21).
+def mail_from(content: CampaignContent, server: DeliveryServer, *fallbacks: str) -> tuple[str, str]:
+    """The return path: ("domain", MFROM domain) for signed addresses below it, else ("address", address) (18, 19, 21, 32, 67).
 
-    The order: the list sender where the server asks for it, the server's MFROM address, its MFROM domain, the From address.
+    The order: the list sender where the server asks for it, the server's MFROM address, its MFROM domain, the first of the `fallbacks`
+    (domains of the whole system) that is not empty, the From address.
     """
     if server.use_list_sender_as_mfrom and content.list_sender_email:
         return "address", content.list_sender_email
@@ -94,6 +95,9 @@ def mail_from(content: CampaignContent, server: DeliveryServer) -> tuple[str, st
         return "address", server.mfrom
     if server.mfrom:
         return "domain", server.mfrom
+    for domain in fallbacks:
+        if domain:
+            return "domain", domain
     return "address", from_address(content, server)[1]
 
 

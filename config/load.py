@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from config.settings import Settings
+from config.settings import Mail, Settings
 from domain.errors import ConfigurationError
 
 # Variables of ours that are no settings: the launcher, the build and the command read them
@@ -218,9 +218,37 @@ def _contradictions(settings: Settings) -> list[tuple[str, str]]:
         for other, other_host, other_port in listeners[:index]:
             if port == other_port and (host == other_host or "0.0.0.0" in (host, other_host) or "::" in (host, other_host)):
                 found.append((name, f"{port} is the same as {other}; two servers cannot listen on it"))
-    for domain in inbound.relay_domains:
-        if not re.fullmatch(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}", domain.lower()):
-            found.append(("inbound.relay_domains", f"{domain!r:.80} is not a domain name"))
+    found += [
+        ("inbound.relay_domains", f"{domain!r:.80} is not a domain name") for domain in inbound.relay_domains if not _is_domain(domain)
+    ]
+    return found + _mail_problems(settings.mail)
+
+
+def _is_domain(text: str) -> bool:
+    return bool(re.fullmatch(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}", text.lower()))
+
+
+def _mail_problems(mail: Mail) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if not re.fullmatch(r"[ -~]{0,200}", mail.x_mailer) or mail.x_mailer != mail.x_mailer.strip():
+        found.append(("mail.x_mailer", "must be at most 200 printable ASCII characters"))
+    for name in ("complaints_to", "cfbl_address"):
+        address: str = getattr(mail, name)
+        local, _, domain = address.replace("%sender_domain%", "a.example").rpartition("@")
+        if address and not (re.fullmatch(r"[A-Za-z0-9._+=-]{1,64}", local) and _is_domain(domain)):
+            found.append((f"mail.{name}", "must be an address, such as complaints@%sender_domain%"))
+    if mail.feedback_sender_id and not re.fullmatch(r"[A-Za-z0-9_-]{5,15}", mail.feedback_sender_id):
+        found.append(("mail.feedback_sender_id", "must be 5 to 15 letters, digits, dashes and underscores"))
+    found += [
+        (f"mail.{name}", f"{domain!r:.80} is not a domain name")
+        for name, domain in (("sender_domain", mail.sender_domain), ("catch_all_domain", mail.catch_all_domain))
+        if domain and not _is_domain(domain)
+    ]
+    found += [
+        ("mail.forbidden_from", f"{pattern!r:.80} matches no address; write one, with * for anything, such as *@hotmail.com")
+        for pattern in mail.forbidden_from
+        if not re.fullmatch(r"[^\s@]*@[^\s@]+|\*", pattern)
+    ]
     return found
 
 

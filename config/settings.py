@@ -104,6 +104,18 @@ class Inbound(_Section, frozen=True):
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=100000)] = 500
 
 
+class Mail(_Section, frozen=True):
+    """What all outgoing mail says, whoever sends it. `%sender_domain%` in an address stands for the domain of the From address."""
+
+    x_mailer: str = ""  # empty: no X-Mailer
+    complaints_to: str = ""  # X-Complaints-To; empty: none
+    cfbl_address: str = ""  # CFBL-Address (RFC 9477); empty: none
+    feedback_sender_id: str = ""  # last part of Feedback-ID; empty: none
+    sender_domain: str = ""  # return-path domain of delivery servers without one
+    catch_all_domain: str = ""  # the same, after sender_domain
+    forbidden_from: tuple[str, ...] = ()  # From addresses nobody may use; * stands for anything
+
+
 class Settings(_Section, frozen=True):
     """All of them."""
 
@@ -116,3 +128,4 @@ class Settings(_Section, frozen=True):
     accounting: Accounting = Accounting()
     control: Control = Control()
     inbound: Inbound = Inbound()
+    mail: Mail = Mail()

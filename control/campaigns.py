@@ -180,7 +180,7 @@ async def check_content(conn: PooledConnection, services: Services, campaign: Ca
     content = await campaigns.content(conn, campaign.id)
     server = await egress.get(conn, campaign.user_id, campaign.delivery_server_id)
     # in a thread: a large template takes a while to compile, and other requests need not wait for it
-    return await asyncio.to_thread(check, content, server, services.keyring, services.settings.inbound.public_url)
+    return await asyncio.to_thread(check, content, server, services.keyring, services.settings.inbound.public_url, services.settings.mail)
 
 
 _LINES = (("name", 1, 255), ("subject", 1, MAX_SUBJECT_CHARACTERS), ("from_name", 0, 255), ("utm_source", 0, 255), ("utm_medium", 0, 255))

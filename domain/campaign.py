@@ -31,6 +31,8 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     track_opens: bool = False  # the HTML part ends with a pixel of the open domain
     utm_source: str = ""  # empty: not added to links
     utm_medium: str = ""
+    mail_class: str = "marketing"
+    headers: tuple[tuple[str, str], ...] = ()  # custom header fields: name, template of the value
 
 
 class Recipient(msgspec.Struct, frozen=True, array_like=True, gc=False):

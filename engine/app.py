@@ -139,7 +139,7 @@ class Engine:
         self.turn = Turn(self._journal, self._suppressions, engine.lease_margin_seconds, self._settled)
         self.intake = Intake(
             self.id, self._pool, self._redis, self.paths, self._ledger, self._journal, self._keyring, settings.inbound.public_url,
-            engine.held_batches, engine.lease_seconds, engine.lease_margin_seconds,
+            engine.held_batches, engine.lease_seconds, engine.lease_margin_seconds, settings.mail,
         )  # fmt: skip
         self.feeder = Feeder(
             settings.database.url, self._redis, engine.batch_recipients, engine.queue_low_batches, engine.queue_high_batches,
@@ -428,9 +428,10 @@ class Engine:
         except JournalError as error:
             log.error("the last outcomes could not be written; they are in doubt", reason=str(error))
             self._failed = True
-        with contextlib.suppress(*STORE_ERRORS, RuntimeError):
-            async with asyncio.timeout(_CLOSING_SECONDS):
-                await engines.stopped(self._pool, self.id)
+        if caught_up:  # else whoever takes over the journal says so, once it is carried over
+            with contextlib.suppress(*STORE_ERRORS, RuntimeError):
+                async with asyncio.timeout(_CLOSING_SECONDS):
+                    await engines.stopped(self._pool, self.id)
         with contextlib.suppress(*STORE_ERRORS, RuntimeError):
             async with asyncio.timeout(_CLOSING_SECONDS):
                 await self._redis.delete(redis_keys.engine_status(self.id))

@@ -13,6 +13,7 @@ from asyncpg import BitString
 
 from compose.campaign import CompiledCampaign
 from config.keys import Keyring
+from config.settings import Mail
 from domain import states
 from domain.campaign import Batch
 from domain.errors import Invalid, Unavailable
@@ -41,7 +42,7 @@ class Intake:
 
     def __init__(
         self, engine_id: str, pool: Pool, client: redis.asyncio.Redis, paths: dict[int, EgressPath], ledger: Ledger, journal: Journal,
-        keyring: Keyring, public_url: str, held_batches: int, lease_seconds: float, lease_margin: float,
+        keyring: Keyring, public_url: str, held_batches: int, lease_seconds: float, lease_margin: float, mail: Mail,
     ) -> None:  # fmt: skip
         self.held: dict[Key, HeldBatch] = {}
         self.campaigns: dict[int, LiveCampaign] = {}
@@ -59,6 +60,7 @@ class Intake:
         self._keyring = keyring
         self.signing = SigningKeys(pool, keyring)
         self._public_url = public_url
+        self._mail = mail
         self._in_hand: dict[Key, Batch] = {}  # taken from Redis, not leased yet
         self._asked = False  # a lease for those was asked for and the answer was lost
         self._handing_back = asyncio.Lock()
@@ -175,7 +177,7 @@ class Intake:
         if path is not None:
             try:
                 signer = await self.signing.signer(content, path.server)
-                campaign.compiled = CompiledCampaign(content, path.server, self._keyring, self._public_url, signer)
+                campaign.compiled = CompiledCampaign(content, path.server, self._keyring, self._public_url, signer, self._mail)
             except Invalid as refusal:
                 campaign.refusal = refusal
                 log.error("campaign content refused", campaign=campaign_id, reason=str(refusal))

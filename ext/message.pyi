@@ -25,6 +25,8 @@ class Layout:
     always_utf8: bool
     needs_data: bool
     needs_links: bool
+    cfbl: bool
+    custom: list[tuple[bytes, Program]] | None
     user: int
     campaign: int
     subject: Program | None

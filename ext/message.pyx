@@ -82,6 +82,8 @@ cdef class Layout:
     cdef public bytes sender, reply_to, list_headers, content_headers, between, end
     cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
     cdef public bint always_utf8, needs_data, needs_links
+    cdef public bint cfbl    # X-FBLId stands as CFBL-Feedback-ID, too
+    cdef public list custom  # (name, Program) of header fields that differ; one without a value is left out
     cdef public object user, campaign
     cdef public Program subject, from_name, text, html
     cdef public Signer message_signer, return_signer, unsubscribe_signer, unsubscribe_mail_signer, web_view_signer
@@ -208,6 +210,16 @@ cdef class Layout:
         put_bytes(wire, b"X-FBLId: ")
         put(wire, <const unsigned char*>back, back_size)
         put_bytes(wire, b"\r\n")
+        if self.cfbl:
+            put_bytes(wire, b"CFBL-Feedback-ID: ")
+            put(wire, <const unsigned char*>back, back_size)
+            put_bytes(wire, b"\r\n")
+        if self.custom is not None:
+            for name, program in self.custom:
+                self.field = "headers"
+                value = (<Program>program).render(scope)
+                if value.strip():
+                    put_bytes(wire, unstructured(name, value))
         put_bytes(wire, self.content_headers)
         if self.text is not None:
             self.field = "text"

@@ -112,7 +112,9 @@ class Inbound:
         database = self.settings.database
         pool = await postgres.open_pool(database.url, database.pool_size, database.command_timeout_seconds)
         self._redis = batch_queue.connect(self.settings.redis.url, self.settings.redis.timeout_seconds)
-        policy = MailPolicy(pool, keyring.derive("return-path"), keyring.derive("unsubscribe"), settings.relay_domains)
+        mail = self.settings.mail
+        ours = tuple(filter(None, (*settings.relay_domains, mail.sender_domain, mail.catch_all_domain)))
+        policy = MailPolicy(pool, keyring.derive("return-path"), keyring.derive("unsubscribe"), ours)
         await policy.refresh()
         listener = Listener(
             policy,
@@ -126,7 +128,7 @@ class Inbound:
         visits = Visits(load.state_directory(self.settings) / "visits" / f"{settings.http_port}")
         try:
             tracker = Tracker(pool, Keys.derived(keyring.derive), visits.add)
-            view = WebView(pool, keyring, settings.public_url)
+            view = WebView(pool, keyring, settings.public_url, self.settings.mail)
             web = _bind(Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view), settings.http_host, settings.http_port)
             await web.start()
             await _listen(listener, settings.smtp_host, settings.smtp_port)

@@ -9,6 +9,7 @@ from typing import Final
 
 from compose.campaign import CompiledCampaign
 from config.keys import Keyring
+from config.settings import Mail
 from domain import links
 from domain.errors import Invalid
 from store import inbound
@@ -27,11 +28,12 @@ POLICY: Final = (
 class WebView:
     """Renders messages again; keeps the campaigns it compiled last."""
 
-    def __init__(self, pool: Pool, keyring: Keyring, public_url: str) -> None:
+    def __init__(self, pool: Pool, keyring: Keyring, public_url: str, mail: Mail) -> None:
         self._pool = pool
         self._keyring = keyring
         self._key = keyring.derive("web-view")
         self._public_url = public_url
+        self._mail = mail
         self._compiled: OrderedDict[tuple[int, int, int], CompiledCampaign] = OrderedDict()
 
     async def page(self, text: str) -> bytes | None:
@@ -47,7 +49,9 @@ class WebView:
             compiled = self._compiled.get(key)
             if compiled is None:
                 # in a thread: a large template takes a while, and clicks need not wait for it
-                compiled = await asyncio.to_thread(CompiledCampaign, sent.content, sent.server, self._keyring, self._public_url)
+                compiled = await asyncio.to_thread(
+                    CompiledCampaign, sent.content, sent.server, self._keyring, self._public_url, mail=self._mail
+                )
                 self._compiled[key] = compiled
                 while len(self._compiled) > MAX_COMPILED:
                     self._compiled.popitem(last=False)

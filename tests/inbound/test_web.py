@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from config.settings import Mail
 from domain import links
 from inbound.tracking import Keys, Tracker
 from inbound.web import MAX_BODY_BYTES, Web, WebServer
@@ -26,7 +27,7 @@ class Site:
         self.visits: list[Visit] = []
         self.now = 1_772_600_767.0
         tracker = Tracker(pool, Keys.derived(world.keyring.derive), self.visits.append, lambda: self.now)
-        view = WebView(pool, world.keyring, PUBLIC_URL)
+        view = WebView(pool, world.keyring, PUBLIC_URL, Mail())
         self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed, tracker, view), "127.0.0.1", 0)
 
     async def _changed(self) -> None:
