@@ -43,7 +43,7 @@ class Fragile:
 def test_a_recipient_nobody_foresaw_is_refused_alone() -> None:
     batch = Batch(1, 1, 1, 1, 0.0, 0.0, [0, 1, 2, 3], [Recipient(n, n, f"p{n}@x.example", b"{}") for n in (1, 2, 3, 4)])
     fragile = cast("CompiledCampaign", Fragile())
-    built = [turn._build_alone(fragile, batch, index) for index in range(4)]
+    built: list[Any] = [turn._build_alone(fragile, batch, index) for index in range(4)]
     assert [built[0], built[1], built[3]] == ["p1@x.example", "p2@x.example", "p4@x.example"]
     assert isinstance(built[2], Invalid)
     assert "RecursionError" in str(built[2])
