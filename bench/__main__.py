@@ -24,6 +24,7 @@ from domain.errors import SluiceError
 from store import embedded
 
 ENGINE = "engine, DATA, 20 connections"
+WINDOW = 5  # BDAT messages in flight: so many letters fit into the 64 KiB that leave in one write
 FILES_FOR_5000 = 5200  # descriptors
 
 
@@ -69,14 +70,14 @@ class Run:
             await self._beside_each_other(others, 30_000 if quick else 60_000)
         for case in (
             Case(name="engine, DATA, 10 connections, 20 ms", recipients=3000, connections=10, delay_ms=20.0),
-            Case(name="engine, BDAT window 8, 10 connections, 20 ms", recipients=16_000, connections=10, window=8, delay_ms=20.0),
+            Case(name="engine, BDAT window 5, 10 connections, 20 ms", recipients=16_000, connections=10, window=WINDOW, delay_ms=20.0),
             Case(name="engine, DATA, 32 connections, 80 ms", recipients=2400, connections=32, delay_ms=80.0),
         ):
             await self._engine(case, 1 if quick else runs)
         if quick:
             return
-        await self._peer("floor, BDAT window 8, 10 connections", runs, lambda: others.floor(200_000, window=8))
-        await self._engine(Case(name="engine, BDAT window 8, 10 connections", recipients=60_000, connections=10, window=8))
+        await self._peer("floor, BDAT window 5, 10 connections", runs, lambda: others.floor(200_000, window=WINDOW))
+        await self._engine(Case(name="engine, BDAT window 5, 10 connections", recipients=60_000, connections=10, window=WINDOW))
         await self._engine(Case(name="engine, STARTTLS, DATA, 20 connections", recipients=60_000, security="starttls"))
         await self._engine(Case(name="engine, DATA, 20 connections, 100 kB", recipients=20_000, repeat=13))
         if raise_file_limit(FILES_FOR_5000):
@@ -92,7 +93,7 @@ class Run:
             await bench.engines(2)
             note = "queue to accounting, sink and stores on the same cores"
             await self._engine(Case(name="2 engines, DATA, 20 connections, 100,000 recipients", recipients=100_000), note=note)
-            await self._engine(Case(name="2 engines, BDAT window 8, 100,000 recipients", recipients=100_000, window=8), note=note)
+            await self._engine(Case(name="2 engines, BDAT window 5, 100,000 recipients", recipients=100_000, window=WINDOW), note=note)
             await self._engine(Case(name="2 engines, DATA, 20 connections, 100 kB", recipients=20_000, repeat=13), note=note)
         else:
             self.add(measure.skipped("2 engines", "this machine has one core"))
@@ -178,12 +179,28 @@ async def _run(backends: embedded.Backends, directory: Path, chosen: argparse.Na
         return run.rows
 
 
+def _parts(backends: embedded.Backends, directory: Path, runs: int) -> list[Row]:
+    """The parts alone, after the engines are gone."""
+    made: list[Row] = []
+    groups: tuple[Callable[[], list[Row]], ...] = (
+        lambda: pieces.composition(8000, runs),
+        lambda: pieces.reply_parser(40_000, runs),
+        lambda: pieces.journal(100_000, directory, backends.database_url),
+        lambda: pieces.stores(20_000, backends.redis_url, backends.database_url, runs),
+    )
+    for group in groups:
+        for row in group():
+            made.append(row)
+            say(line(row))
+    return made
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="sluice bench", description="Measure Sluice and what it is compared with, in one run.")
     parser.add_argument("--quick", action="store_true", help="under two minutes: floor, smtp-source, engine, reply delays (goals 1 and 6)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each case; the median is shown (default 3)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="engines and peers: only rows whose name contains TEXT")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose name contains TEXT; `parts` for the parts alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object {machine, rows, goals}")
     chosen = parser.parse_args(arguments)
     if chosen.runs < 1:
@@ -196,14 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with embedded.resolve("embedded:", "embedded:", directory) as backends:
             rows = asyncio.run(_run(backends, directory, chosen))
-            if not chosen.quick and not chosen.only:
-                for row in (
-                    *pieces.composition(8000, chosen.runs), *pieces.reply_parser(40_000, chosen.runs),
-                    *pieces.journal(100_000, directory, backends.database_url),
-                    *pieces.stores(20_000, backends.redis_url, backends.database_url, chosen.runs),
-                ):  # fmt: skip
-                    rows.append(row)
-                    say(line(row))
+            if not chosen.quick and chosen.only in ("", "parts"):
+                rows += _parts(backends, directory, chosen.runs)
             stores = backends.chosen.replace(str(directory), "").replace(", private in /", " in ")
         failed = False
     finally:

@@ -78,7 +78,7 @@ def reply_parser(messages: int, runs: int) -> list[Row]:
     wire = newsletter.wire()[2]
     return [
         _row("SMTP client without sockets, DATA", messages, runs, lambda: sans_io(0, wire, messages)),
-        _row("SMTP client without sockets, BDAT window 8", messages, runs, lambda: sans_io(8, wire, messages)),
+        _row("SMTP client without sockets, BDAT window 5", messages, runs, lambda: sans_io(5, wire, messages)),
     ]
 
 
@@ -114,16 +114,25 @@ def stores(messages: int, redis_url: str, database_url: str, runs: int) -> list[
             taken += len(found)
         await client.aclose()
 
-    async def read() -> None:
+    async def any_campaign() -> int | None:
+        pool = await postgres.open_pool(database_url, 2, 60.0)
+        found: int | None = await pool.fetchval("select id from campaigns where recipients >= $1 limit 1", BATCH)
+        await pool.close()
+        return found
+
+    async def read(campaign: int) -> None:
         pool = await postgres.open_pool(database_url, 2, 60.0)
         async with pool.acquire() as connection:
-            campaign = await connection.fetchval("select id from campaigns where recipients >= $1 limit 1", BATCH)
             announcement = feed.Announcement(campaign, 1, 1, 1, BATCH, None, datetime.now(UTC), None, BitString.from_int(0, BATCH))
             for _ in range(len(batches)):
                 await feed.recipients_of(connection, announcement)
         await pool.close()
 
-    return [
-        _row("Redis: announce and take, batches of 500", messages, runs, lambda: asyncio.run(queue())),
-        _row("PostgreSQL: read recipients for a batch", messages, runs, lambda: asyncio.run(read())),
-    ]
+    name = "PostgreSQL: read recipients for a batch"
+    campaign = asyncio.run(any_campaign())
+    from_postgres = (
+        measure.skipped(name, "this run has sent no campaign")
+        if campaign is None
+        else _row(name, messages, runs, lambda: asyncio.run(read(campaign)))
+    )
+    return [_row("Redis: announce and take, batches of 500", messages, runs, lambda: asyncio.run(queue())), from_postgres]

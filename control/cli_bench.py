@@ -9,7 +9,7 @@ from control.cli_base import EPILOG, click, config_path
 @click.command("bench", epilog=EPILOG)
 @click.option("--quick", is_flag=True, help="Under two minutes: the floor, smtp-source, the engine, and how reply delays are borne.")
 @click.option("--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Runs of each case; the median is shown.")
-@click.option("--only", default="", metavar="TEXT", help="Engines and peers: only rows whose name contains TEXT.")
+@click.option("--only", default="", metavar="TEXT", help="Only rows whose name contains TEXT; `parts` for the parts alone.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object {machine, rows, goals} to standard output.")
 def bench(quick: bool, runs: int, only: str, as_json: bool) -> None:
     """Measure how fast Sluice sends, beside other senders.
