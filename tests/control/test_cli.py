@@ -42,8 +42,8 @@ def answer(done: subprocess.CompletedProcess[str]) -> object:
 
 def test_help_lists_every_command_and_the_exit_codes() -> None:
     done = subprocess.run([sys.executable, "-m", "control.cli", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
-    for word in ("audit", "campaign", "check-config", "completion", "control", "demo", "dkim", "engine", "import", "inbound", "journal", "key",
-                 "list", "server", "sink", "status", "suppress", "top", "up"):  # fmt: skip
+    for word in ("audit", "campaign", "check-config", "completion", "control", "demo", "dkim", "engine", "import", "inbound", "journal",
+                 "key", "list", "server", "sink", "status", "suppress", "template", "top", "up"):  # fmt: skip
         assert f"\n  {word} " in done.stdout
     assert "Exit codes: 0 = ok" in done.stdout
 
