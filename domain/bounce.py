@@ -45,8 +45,8 @@ HARD_CATEGORIES: Final = frozenset({"bad-mailbox", "bad-domain", "inactive-mailb
 _STATUS = re.compile(r"(?<![\d.])([245])\.(\d{1,2})\.(\d{1,3})(?!\.?\d)")
 # Every repetition is bounded: on the 512 bytes we keep of a reply even the worst text costs microseconds
 _ADDRESS = re.compile(r"[^\s<>()\[\]@:;,\"]{1,64}@[\w.-]{1,255}")
-_AFTER_COMMAND = re.compile(r"\(?in reply to (?:end of )?[a-z ]{4,20} command\)?")
-_PLAIN: Final[dict[int, str | None]] = {ord(char): " " for char in '<>"()[]{}*:;,!|/\\=?&~`\t\r\n'} | {ord("'"): None, ord("\u2019"): None}
+_AFTER_COMMAND = re.compile(r"\(?in reply to (?!mail from|end of data)[a-z ]{4,20} command\)?")
+_TO_SPACE: Final = bytes(0x20 if byte < 0x20 or chr(byte) in '<>"()[]{}*:;,!|/\\=?&~`' else byte for byte in range(256))
 
 
 class BounceClass(msgspec.Struct, frozen=True):
@@ -160,9 +160,11 @@ def readable(code: int, text: str) -> tuple[bytes, bool]:
         text = _ADDRESS.sub("@", text)
     if "in reply to" in text:
         text = _AFTER_COMMAND.sub(" ", text)
-    words = " ".join(text.translate(_PLAIN).split())
+    if not text.isascii():
+        text = text.replace("\u2019", "")
+    words = b" ".join(text.encode("utf-8", "replace").translate(_TO_SPACE, b"'").split())
     klass = klass or (status.klass if status else 5)
-    return f"{code} {status or '-'} | {words} ".encode("utf-8", "replace"), klass == 5
+    return b"%d %s | %s " % (code, str(status or "-").encode(), words), klass == 5
 
 
 @functools.cache
