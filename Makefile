@@ -1,7 +1,7 @@
 # Every command a developer types. They run in .venv, which `python3 run.py` makes.
 PYTHON := .venv/bin/python
 
-.PHONY: build check test bench bench-quick bench-kernels profile chaos chaos-quick lock clean
+.PHONY: build check test bench bench-quick bench-kernels profile chaos chaos-quick slow lock clean
 
 # Compiled modules, in place (SLUICE_CYTHON_DEBUG=1 for the build that checks bounds)
 build:
@@ -14,6 +14,10 @@ test:
 	python3 run.py test
 
 # Every published number in one run, about ten minutes; bench-quick: goals 1 and 6 in under two
+# What takes long: faults that have to outlast leases and time-outs
+slow:
+	$(PYTHON) -m pytest -q -m slow
+
 bench:
 	$(PYTHON) -m bench
 

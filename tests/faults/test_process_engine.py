@@ -21,7 +21,7 @@ from tests.machine import Machine, until
 WINDOW = 4  # the default BDAT window
 
 
-@pytest.mark.parametrize("chunking", [True, False], ids=["bdat", "data"])
+@pytest.mark.parametrize("chunking", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["bdat", "data"])
 async def test_a_stopped_engine_loses_its_batches_and_sends_nothing_of_them_afterwards(
     machine: Machine, pool: Pool, chunking: bool
 ) -> None:
@@ -105,6 +105,7 @@ async def test_sigterm_with_peers_that_never_answer_ends_at_the_limit(machine: M
     assert all(row[1] <= load.CONNECTIONS * WINDOW for row in kinds)
 
 
+@pytest.mark.slow
 async def test_sigterm_and_sigkill_a_second_later(machine: Machine, pool: Pool) -> None:
     campaign = await load.start(machine, pool, rate=1500, sink=("--reply-delay", "700"))
     await machine.engine(0, **load.SMALL_BATCHES)
@@ -124,6 +125,7 @@ async def test_sigterm_and_sigkill_a_second_later(machine: Machine, pool: Pool) 
     assert not await pool.fetchval("select count(*) from accounting where campaign_id = $1 and kind in ('b', 'x')", campaign.campaign)
 
 
+@pytest.mark.slow
 async def test_an_engine_of_another_node_takes_over_after_the_leases_have_ended(machine: Machine, pool: Pool) -> None:
     campaign = await load.start(machine, pool, recipients=6000, rate=1500)
     elsewhere = str(machine.directory / "elsewhere")
@@ -184,6 +186,7 @@ async def test_nothing_is_sent_while_the_journal_has_no_room(machine: Machine, p
     await campaign.reconcile()
 
 
+@pytest.mark.slow
 async def test_an_engine_without_a_free_descriptor_goes_on_when_it_has_some(machine: Machine, pool: Pool) -> None:
     campaign = await load.start(machine, pool, recipients=6000, rate=1500)
     engine = await machine.engine(0, **load.SMALL_BATCHES)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import aiohttp
+import pytest
 from redis.asyncio import Redis
 
 from control.supervise import free_ports
@@ -40,6 +41,7 @@ async def test_a_dead_and_a_silent_engine_are_told_from_one_that_lives(machine: 
     assert any("it has said nothing for" in sentence for sentence in (await status.gather(pool, redis)).trouble)
 
 
+@pytest.mark.slow
 async def test_an_idle_engine_costs_next_to_nothing_and_writes_nothing(machine: Machine, pool: Pool) -> None:
     campaign = await load.start(machine, pool, recipients=500)
     engine = await machine.engine(0)

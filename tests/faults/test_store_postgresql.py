@@ -18,7 +18,7 @@ from store import migrate, postgres
 from store.postgres import Pool
 from tests import machine as machines
 from tests.faults import load
-from tests.machine import Machine
+from tests.machine import Machine, until
 
 CRASH_SAFE_IS_ENOUGH = {"fsync": "off", "full_page_writes": "off", "max_connections": "40"}  # nobody pulls the plug here
 
@@ -75,7 +75,9 @@ async def fresh(url: str) -> AsyncIterator[Pool]:
         opened.terminate()
 
 
-@pytest.mark.parametrize("seconds", [1.5, 8.0], ids=["shorter than the leases", "longer than the leases"])
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(1.5, marks=pytest.mark.slow), 8.0], ids=["shorter than the leases", "longer than the leases"]
+)
 async def test_postgresql_stops_at_once_and_comes_back(machine: Machine, pool: Pool, server: Postgres, url: str, seconds: float) -> None:
     campaign = await load.start(machine, pool, recipients=6000, rate=1000)
     engines = [await machine.engine(0, **load.SHORT_LEASES), await machine.engine(1, **load.SHORT_LEASES)]
@@ -104,6 +106,26 @@ async def test_every_connection_is_ended_again_and_again(machine: Machine, pool:
     await campaign.reconcile()
 
 
+@pytest.mark.slow
+async def test_what_waits_for_postgresql_is_named(machine: Machine, pool: Pool, server: Postgres, redis: Redis, url: str) -> None:
+    campaign = await load.start(machine, pool, recipients=40_000, rate=1000)
+    await machine.engine(0)
+    await campaign.begun(1000)
+    await server.end(signal.SIGQUIT)
+
+    async def named() -> bool:
+        said = " ".join(sentence for beat in await campaign.heartbeats(redis) for sentence in beat["trouble"])
+        return all(
+            words in said for words in ("cannot lease batches", "feeder: PostgreSQL", "outcomes are safe in the journal", "bytes behind")
+        )
+
+    await until(named, "the heartbeat says what waits", 40.0, Machine(machine.directory, "", ""))
+    await server.start()
+    async with fresh(url) as campaign.pool:
+        await campaign.reconcile(seconds=90.0)
+
+
+@pytest.mark.slow
 async def test_a_table_is_locked_until_after_the_leases_have_ended(machine: Machine, pool: Pool) -> None:
     campaign = await load.start(machine, pool, recipients=5000, rate=1000)
     await machine.engine(0, **load.SHORT_LEASES)
@@ -115,6 +137,7 @@ async def test_a_table_is_locked_until_after_the_leases_have_ended(machine: Mach
     await campaign.reconcile()
 
 
+@pytest.mark.slow
 async def test_postgresql_hangs_until_after_the_leases_have_ended(machine: Machine, pool: Pool, server: Postgres) -> None:
     campaign = await load.start(machine, pool, recipients=5000, rate=1000)
     await machine.engine(0, **load.SHORT_LEASES)
@@ -131,6 +154,7 @@ async def test_postgresql_hangs_until_after_the_leases_have_ended(machine: Machi
     await campaign.reconcile()
 
 
+@pytest.mark.slow
 async def test_all_connections_are_taken_by_others(machine: Machine, pool: Pool, url: str) -> None:
     campaign = await load.start(machine, pool, recipients=5000, rate=1000)
     engine = await machine.engine(0, **load.SMALL_BATCHES)

@@ -48,12 +48,12 @@ async def machine(tmp_path: Path, pool: Pool, client: Redis, valkey: Valkey, fre
 
 
 async def test_redis_is_killed_and_comes_back(machine: Machine, pool: Pool, valkey: Valkey) -> None:
-    campaign = await load.start(machine, pool, recipients=5000)
+    campaign = await load.start(machine, pool, recipients=5000, rate=800)
     await machine.engine(0, **load.SMALL_BATCHES)
     await machine.engine(1, **load.SMALL_BATCHES)
     await campaign.begun(1500)
     await valkey.end(signal.SIGKILL)
-    await campaign.goes_on(messages=200)  # from what is held
+    await campaign.goes_on(messages=100)  # from what is held
     await asyncio.sleep(1.0)
     await valkey.start()
     await campaign.reconcile()
@@ -80,20 +80,21 @@ async def test_redis_comes_back_as_it_was_two_seconds_ago(machine: Machine, pool
     await campaign.reconcile()
 
 
+@pytest.mark.slow
 async def test_redis_hangs(machine: Machine, pool: Pool, valkey: Valkey) -> None:
-    campaign = await load.start(machine, pool, recipients=5000)
+    campaign = await load.start(machine, pool, recipients=5000, rate=1000)
     await machine.engine(0, SLUICE_REDIS__TIMEOUT_SECONDS="1", **load.SMALL_BATCHES)
     await campaign.begun(1500)
     valkey.send(signal.SIGSTOP)
     try:
-        await campaign.goes_on(messages=200)
+        await campaign.goes_on(messages=100)
         await asyncio.sleep(3.0)
     finally:
         valkey.send(signal.SIGCONT)
     await campaign.reconcile()
 
 
-@pytest.mark.parametrize("refusal", ["memory", "read-only", "password"])
+@pytest.mark.parametrize("refusal", ["memory", *(pytest.param(other, marks=pytest.mark.slow) for other in ("read-only", "password"))])
 async def test_redis_refuses(machine: Machine, pool: Pool, client: Redis, refusal: str) -> None:
     campaign = await load.start(machine, pool, recipients=5000)
     engine = await machine.engine(0, **load.SMALL_BATCHES)
