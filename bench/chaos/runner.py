@@ -218,9 +218,9 @@ class Runner:
             scene.broken.append(f"the fault could not be played: {type(error).__name__}: {error}")
         finally:
             if begun:
-                if fault.hold[1] or fault.heal is not nothing:
-                    scene.strike()
                 await fault.heal(scene)
+                if fault.hold[1] or fault.heal is not nothing:
+                    scene.strike()  # a server that has to recover first is part of the harm
         if not begun:
             scene.broken.append("the load was not under way within a minute")
         healed = scene.struck_at or time.monotonic()
