@@ -20,7 +20,7 @@ REFUSALS: Final = (  # row 23
     Fault("refused-data", "data", reply="554 5.7.0 No", times=0),
     Fault("refused-dot", "dot", reply="554 5.6.0 Content refused", times=0),
     Fault("norcpt354", "rcpt", "norcpt354", times=0),
-    Fault("wrong-data", "data", "wrong", modes=("data", "lock-step")),
+    Fault("wrong-data", "data", "wrong", recipients=105, modes=("data", "lock-step")),
 )
 DESYNC: Final = (  # row 24
     *(Fault(f"{action}-{stage}", stage, action) for action in ("double", "extra", "garbage", "lf", "wrong") for stage in ("rcpt", "dot")),
