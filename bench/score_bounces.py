@@ -1,6 +1,6 @@
 """Scores bounce recognition against a labelled corpus (`../shared/corpus`, its README has the labels).
 
-    python -m bench.score_bounces [CORPUS] [--wrong] [--json]
+    python -m bench.score_bounces [CORPUS] [--wrong] [--matrix]
 
 Messages are fed with LF and with CRLF line ends: both must read the same.
 """
@@ -14,31 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from domain.bounce import shipped_rules
-from inbound.triage import Failure, Reading, read
+from inbound.classify import answer
+from inbound.triage import read
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "corpus"
-CORPUS_KINDS = {"unsubscribe": "other", "challenge": "autoreply"}  # the corpus knows five kinds
-
-
-def as_answer(reading: Reading) -> dict[str, Any]:
-    """A reading in the words of the corpus: kind, action, recipients, hard, status, category, feedback_type."""
-    about: tuple[Failure, ...] = reading.failed or reading.delayed
-    first = about[0] if about else None
-    is_dsn = reading.kind == "dsn"
-    recipients = [failure.recipient for failure in about if failure.recipient]
-    if reading.feedback and reading.feedback.feedback_type != "auth-failure":
-        recipients = list(reading.feedback.recipients)
-    return {
-        "kind": CORPUS_KINDS.get(reading.kind, reading.kind),
-        "read_as": reading.kind,
-        "action": reading.action or None,
-        "recipients": recipients,
-        "hard": (first.means.hard if first else False) if is_dsn and reading.action == "failed" else False if is_dsn else None,
-        "status": (first.status or None) if first else None,
-        "category": first.means.category if first and reading.action == "failed" else None,
-        "rule": first.means.rule if first else None,
-        "feedback_type": reading.feedback.feedback_type if reading.feedback else None,
-    }
 
 
 def score_messages(corpus: Path, wrong: list[str]) -> dict[str, Any]:
@@ -50,8 +29,8 @@ def score_messages(corpus: Path, wrong: list[str]) -> dict[str, Any]:
     messages = [(corpus / "bounces" / record["file"]).read_bytes() for record in records]
     for record, raw in zip(records, messages, strict=True):
         lf = raw.replace(b"\r\n", b"\n")
-        got = as_answer(read(raw))
-        if got != as_answer(read(lf)) or got != as_answer(read(lf.replace(b"\n", b"\r\n"))):
+        got = answer(read(raw))
+        if got != answer(read(lf)) or got != answer(read(lf.replace(b"\n", b"\r\n"))):
             count["depends on line ends"] += 1
             wrong.append(f"line ends {record['file']}")
         judge(record, got, count, confusion, kinds, wrong, raw)
@@ -67,8 +46,8 @@ def judge(record: dict[str, Any], got: dict[str, Any], count: collections.Counte
           kinds: collections.Counter[tuple[str, str]], wrong: list[str], raw: bytes) -> None:  # fmt: skip
     """Compare one answer with its label."""
 
-    def say(what: str, right: object, answer: object) -> None:
-        wrong.append(f"{what:10} {record['file'][7:]} right={right} got={answer} {got}")
+    def say(what: str, right: object, given: object) -> None:
+        wrong.append(f"{what:10} {record['file'][7:]} right={right} got={given} {got}")
 
     kinds[record["kind"], got["kind"]] += 1
     count["messages"] += 1
@@ -148,6 +127,15 @@ def score_replies(corpus: Path, wrong: list[str]) -> collections.Counter[str]:
     return count
 
 
+def matrix(confusion: collections.Counter[tuple[str, str]]) -> str:
+    """The confusion of categories as a Markdown table: a row for each label, a column for each answer."""
+    answers = sorted({given for _, given in confusion})
+    labels = sorted({label for label, _ in confusion})
+    lines = ["| label \\ answer | " + " | ".join(answers) + " |", "|---" * (len(answers) + 1) + "|"]
+    lines += [f"| {label} | " + " | ".join(str(confusion[label, given] or "") for given in answers) + " |" for label in labels]
+    return "\n".join(lines)
+
+
 def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:6.2f} %  ({part} of {whole})" if whole else "   none"
 
@@ -157,6 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", nargs="?", type=Path, default=DEFAULT)
     parser.add_argument("--wrong", action="store_true", help="name every wrong answer")
+    parser.add_argument("--matrix", action="store_true", help="print labels against answers as a table")
     options = parser.parse_args(arguments)
     if not (options.corpus / "bounces" / "expected.jsonl").is_file():
         print(f"no corpus at {options.corpus}: name the folder that holds bounces/expected.jsonl and replies.jsonl", file=sys.stderr)
@@ -188,6 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("status invented", "depends on line ends"):
         print(f"{name:24}{count[name]:6}")
     print(f"{'messages a second':24}{result['messages_per_second']:6.0f}  (of one core, by processor time)")
+    if options.matrix:
+        print(matrix(result["confusion"]) + "\n\n" + matrix(result["kinds"]))
     if options.wrong:
         print("\n".join(wrong))
     return 0

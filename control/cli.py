@@ -8,7 +8,19 @@ other processes as children and never imports them. The commands about campaigns
 import os
 import sys
 
-from control import cli_base, cli_bench, cli_campaign, cli_chaos, cli_dkim, cli_journal, cli_lists, cli_servers, cli_status, cli_template
+from control import (
+    cli_base,
+    cli_bench,
+    cli_campaign,
+    cli_chaos,
+    cli_classify,
+    cli_dkim,
+    cli_journal,
+    cli_lists,
+    cli_servers,
+    cli_status,
+    cli_template,
+)
 from control.cli_base import EPILOG, FAILED, become, click, json_option, say
 
 
@@ -142,7 +154,7 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "sluice", "_SLUICE_COMPLETE").source())
 
 
-for module in (cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos, cli_dkim, cli_template):
+for module in (cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos, cli_classify, cli_dkim, cli_template):
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -88,6 +88,7 @@ class BounceRules:
     def __init__(self, rules: list[Rule], words: Mapping[str, str]) -> None:
         """Compile. Raises Invalid naming the rule whose category or pattern is refused."""
         self.rules = tuple(rules)
+        self._sources: list[str] = []
         self._owner: list[int] = []  # pattern number -> rule number; ascending, so the lowest match is the first rule
         options = re2.Options()
         options.case_sensitive = False
@@ -103,6 +104,7 @@ class BounceRules:
                 except re2.error as failure:
                     raise Invalid(f"rule {rule.name}", f"RE2 refuses the pattern: {failure}", pattern) from None
                 self._owner.append(number)
+                self._sources.append(pattern)
         self._set.Compile()
         self.classify = functools.lru_cache(maxsize=8192)(self._classify)
 
@@ -124,6 +126,14 @@ class BounceRules:
         fault = rule.fault or CATEGORIES[rule.category]
         hard = permanent and not rule.transient and fault == "recipient" and rule.category in HARD_CATEGORIES
         return BounceClass(rule.category, fault, hard, rule.transient, rule.name)
+
+    def explain(self, code: int, text: str) -> tuple[str, list[tuple[str, str]]]:
+        """Why `classify` answers what it does: the reply as patterns see it; name and pattern of all that match, the deciding one first."""
+        subject, _ = readable(code, text)
+        matches = sorted(self._set.Match(subject))
+        return subject.decode("utf-8", "replace").strip(), [
+            (self.rules[self._owner[match]].name, self._sources[match]) for match in matches
+        ]
 
 
 def _patterns(rule: Rule, words: Mapping[str, str]) -> list[str]:
@@ -165,6 +175,12 @@ def readable(code: int, text: str) -> tuple[bytes, bool]:
     words = b" ".join(text.encode("utf-8", "replace").translate(_TO_SPACE, b"'").split())
     klass = klass or (status.klass if status else 5)
     return b"%d %s | %s " % (code, str(status or "-").encode(), words), klass == 5
+
+
+def stated_status(code: int, text: str) -> str | None:
+    """The enhanced status a reply states, as `classify` sees it, or None: never invented."""
+    status = readable(code, text)[0].split(b" ", 2)[1].decode()
+    return None if status == "-" else status
 
 
 @functools.cache
