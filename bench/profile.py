@@ -29,7 +29,7 @@ def _py_spy(pid: int, out: Path, seconds: int) -> subprocess.Popen[bytes] | None
     if not program:
         print("flame graph skipped: py-spy is not installed (pip install py-spy)")
         return None
-    command = [program, "record", "--native", "--nonblocking", "-r", "200", "-d", str(seconds), "-o", str(out), "--pid", str(pid)]
+    command = [program, "record", "--native", "-r", "100", "-d", str(seconds), "-o", str(out), "--pid", str(pid)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -72,6 +72,8 @@ async def _load(backends: embedded.Backends, directory: Path, out: Path, window:
             if tool == "perf" and data.exists():
                 await asyncio.to_thread(_report, data, out / "engine.txt")
                 data.unlink()
+            if watcher.returncode not in (0, -signal.SIGINT):
+                print(f"{tool} ended with code {watcher.returncode}; it may not be allowed to look into other processes here")
 
 
 def main() -> int:
