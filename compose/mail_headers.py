@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from compose import header_rules
+from compose import header_rules, liquid
+from compose.tags import Tags
 from config.settings import Mail
 from domain.campaign import CampaignContent
 from domain.errors import Invalid
@@ -35,6 +36,18 @@ def custom_name(name: str, field: str = "name") -> bytes:
     if name.lower() in _OURS or name.lower().startswith(_OUR_PREFIXES):
         raise Invalid(field, "this header is made by Sluice or on the way; choose another name, such as X-…", name)
     return name.encode("ascii")
+
+
+def check_custom(name: str, value: str) -> None:
+    """Raise Invalid for a custom header that no message could carry: `name` or, with line and column, `value`."""
+    custom_name(name)
+    constants = {kind: {"id": "", "name": ""} for kind in ("user", "campaign", "list")}
+    compiled = liquid.compile_template("value", value, liquid.TEXT, {}, Tags(bytes(32), constants, "example.com").rewrite)
+    for text in compiled.literals:
+        try:
+            header.check(text)
+        except ValueError as error:
+            raise Invalid("value", str(error)) from None
 
 
 def check_from(field: str, address: str, forbidden: Sequence[str]) -> None:

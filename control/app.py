@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from config.keys import Keyring
 from config.settings import Settings
-from control import campaigns, delivery_servers, dkim, health, imports, lists, reports, suppressions, users
+from control import campaigns, custom_headers, delivery_servers, dkim, health, imports, lists, reports, suppressions, users
 from control.asgi import App, Message, Receive, Scope, Send
 from control.bodies import Bodies, strict_types
 from control.console.routes import console_router
@@ -37,6 +37,7 @@ CONTROLLERS: list[ControllerRouterHandler] = [
     users.UserController,
     users.ApiKeyController,
     delivery_servers.DeliveryServerController,
+    custom_headers.CustomHeaderController,
     dkim.DkimKeyController,
     lists.ListController,
     lists.CustomFieldController,

@@ -15,6 +15,7 @@ from control import (
     cli_chaos,
     cli_classify,
     cli_dkim,
+    cli_headers,
     cli_journal,
     cli_lists,
     cli_servers,
@@ -154,7 +155,9 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "sluice", "_SLUICE_COMPLETE").source())
 
 
-for module in (cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos, cli_classify, cli_dkim, cli_template):
+for module in (
+    cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos, cli_classify, cli_dkim, cli_template, cli_headers,
+):  # fmt: skip
     for command in module.COMMANDS:
         cli.add_command(command)
 

@@ -97,6 +97,7 @@ def openapi_config() -> OpenAPIConfig:
         ),
         tags=[
             Tag("delivery servers", "Ways out: SMTP servers with credentials, domains and limits"),
+            Tag("custom headers", "Header fields added to all mail, or to some of it"),
             Tag("DKIM keys", "Keys that sign the mail of a domain, and their DNS records"),
             Tag("lists", "Lists and their merge fields"),
             Tag("subscribers", "One at a time; many at once by import"),

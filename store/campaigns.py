@@ -10,7 +10,7 @@ import msgspec
 from domain import states
 from domain.campaign import CampaignContent, CampaignTotals
 from domain.errors import Conflict, Invalid, NotFound
-from store import tracking
+from store import custom_headers, tracking
 from store.postgres import Pool, PooledConnection, transaction
 
 
@@ -95,6 +95,7 @@ FIELDS = (
     "track_links", "track_opens", "utm_source", "utm_medium",
 )  # fmt: skip
 _COLUMNS = f"id, user_id, {', '.join(FIELDS)}, state, recipients, version, created_at, started_at, finished_at"
+_HEADERS = custom_headers.OF_CAMPAIGN.format("c") + "::text as headers"
 # lists of campaigns do not carry their bodies
 _BRIEF = _COLUMNS.replace("html, text", "'' as html, '' as text")
 
@@ -161,13 +162,13 @@ async def content(conn: PooledConnection, campaign_id: int) -> CampaignContent:
         "select c.id, c.version, c.user_id, c.list_id, c.name, c.subject, c.from_name, c.from_email, c.reply_to, c.html, c.text, "
         "c.track_links, c.track_opens, c.utm_source, c.utm_medium, l.name as list_name, "
         "l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
-        "extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at "
+        f"extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class, {_HEADERS} "
         "from campaigns c join lists l on l.id = c.list_id where c.id = $1",
         campaign_id,
     )
     if row is None:
         raise NotFound("campaign", campaign_id)
-    return CampaignContent(**dict(row))
+    return CampaignContent(**{**dict(row), "headers": custom_headers.of_campaign(row["headers"])})
 
 
 async def start(pool: Pool, campaign_id: int, version: int, destinations: Sequence[str] = ()) -> Campaign:
@@ -197,7 +198,8 @@ async def start(pool: Pool, campaign_id: int, version: int, destinations: Sequen
         if not await conn.fetchval("select exists (select from subscribers where list_id = $1 and state = 'subscribed')", campaign.list_id):
             raise Invalid("list_id", f"nobody on list {campaign.list_id} is subscribed; import recipients first")
         await tracking.keep_links(conn, campaign_id, destinations)
-        return await _set_state(conn, campaign_id, states.PREPARING, ", started_at = now(), version = version + 1")
+        frozen = f", started_at = now(), version = version + 1, headers = {custom_headers.OF_CAMPAIGN.format('campaigns')}"
+        return await _set_state(conn, campaign_id, states.PREPARING, frozen)
 
 
 async def pause(pool: Pool, campaign_id: int) -> Campaign:

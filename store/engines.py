@@ -6,6 +6,8 @@ import msgspec
 
 from domain.campaign import CampaignContent
 from domain.egress import DeliveryServer, DeliveryServerLimits, EgressConfig
+from domain.errors import NotFound
+from store import campaigns
 from store.postgres import Pool
 
 _ALIVE_SECONDS = 10  # an engine not seen for longer has no share of the limits
@@ -97,19 +99,12 @@ async def campaign_versions(pool: Pool, campaign_ids: list[int]) -> dict[int, tu
 
 async def campaign_content(pool: Pool, campaign_id: int) -> tuple[CampaignContent, str] | None:
     """What a campaign says, and its priority class; None if there is no such campaign."""
-    row = await pool.fetchrow(
-        "select c.id, c.version, c.user_id, c.list_id, c.name, c.subject, c.from_name, c.from_email, c.reply_to, c.html, c.text, "
-        "c.track_links, c.track_opens, c.utm_source, c.utm_medium, l.name as list_name, "
-        "l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
-        "extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class "
-        "from campaigns c join lists l on l.id = c.list_id where c.id = $1",
-        campaign_id,
-    )
-    if row is None:
-        return None
-    fields = dict(row)
-    mail_class = fields.pop("mail_class")
-    return CampaignContent(**fields), mail_class
+    async with pool.acquire() as conn:
+        try:
+            content = await campaigns.content(conn, campaign_id)
+        except NotFound:
+            return None
+    return content, content.mail_class
 
 
 async def suppression_changes(pool: Pool, since: int, apply: Callable[[SuppressionChange], None]) -> int:

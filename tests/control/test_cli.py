@@ -42,8 +42,8 @@ def answer(done: subprocess.CompletedProcess[str]) -> object:
 
 def test_help_lists_every_command_and_the_exit_codes() -> None:
     done = subprocess.run([sys.executable, "-m", "control.cli", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
-    for word in ("audit", "campaign", "check-config", "completion", "control", "demo", "dkim", "engine", "import", "inbound", "journal",
-                 "key", "list", "server", "sink", "status", "suppress", "template", "top", "up"):  # fmt: skip
+    for word in ("audit", "campaign", "check-config", "completion", "control", "demo", "dkim", "engine", "header", "import", "inbound",
+                 "journal", "key", "list", "server", "sink", "status", "suppress", "template", "top", "up"):  # fmt: skip
         assert f"\n  {word} " in done.stdout
     assert "Exit codes: 0 = ok" in done.stdout
 
@@ -293,3 +293,28 @@ def test_a_campaign_is_written_started_steered_and_audited(sluice: Sluice, tmp_p
 def test_values_are_shown_without_control_characters() -> None:
     assert cli_base.show("a\x1b[31mb\r\nc") == "a [31mb  c"
     assert cli_base.show(1234567) == "1,234,567"
+
+
+def test_custom_headers_and_followed_links_from_the_command_line(sluice: Sluice, tmp_path: Path) -> None:
+    made = answer(sluice("header", "add", "X-Campaign", "%Campaign:ID%", "--class", "marketing", "--json"))
+    assert isinstance(made, dict)
+    assert (made["name"], made["mail_classes"], made["delivery_server_id"]) == ("X-Campaign", ["marketing"], None)
+    refused = sluice("header", "add", "Subject", "x")
+    assert refused.returncode != 0
+    assert "name" in refused.stderr
+    (tmp_path / "list.csv").write_text("email\na@b.example\n")
+    (tmp_path / "page.html").write_text('<body><a href="https://a.example/">a</a></body>')
+    answer(sluice("server", "add", "relay", "--host", "127.0.0.1", "--json"))
+    imported = sluice("import", "list.csv", "--list", "readers", "--create")
+    assert imported.returncode == 0, imported.stderr
+    campaign = answer(
+        sluice("campaign", "create", "--name", "n", "--list", "readers", "--server", "relay", "--subject", "s",
+               "--from-email", "n@s.example", "--html", "page.html", "--track-links", "--track-opens", "--utm-source", "news", "--start",
+               "--json")
+    )  # fmt: skip
+    assert isinstance(campaign, dict)
+    shown = answer(sluice("campaign", "tracking", str(campaign["id"]), "--json"))
+    assert isinstance(shown, dict)
+    assert [link["url"] for link in shown["links"]] == ["https://a.example/?utm_source=news"]
+    assert sluice("header", "remove", str(made["id"])).returncode == 0
+    assert answer(sluice("header", "list", "--json")) == []
