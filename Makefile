@@ -32,7 +32,7 @@ bench-kernels:
 profile:
 	$(PYTHON) -m bench.profile
 
-# The delivery contract under every fault of the matrix, half an hour; chaos-quick: every process fault once, within three minutes
+# The delivery contract under every fault of the matrix, about an hour; chaos-quick: every process fault once, within three minutes
 chaos:
 	$(PYTHON) -m bench.chaos
 
