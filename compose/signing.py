@@ -21,7 +21,7 @@ from ext.dkim import Fields
 _PADDING: Final = PKCS1v15()
 _PREHASHED: Final = Prehashed(SHA256())
 
-MAX_PARSED: Final = 50_000  # about 10 KiB each once it has signed; of those not used lately the oldest goes
+MAX_PARSED: Final = 20_000  # about 9 KiB each once it has signed; of those not used lately the oldest goes
 
 
 class SigningKey:

@@ -1,6 +1,7 @@
 """compose.signing: every signature verifies with an independent verifier, nothing can be added, and same input gives same octets."""
 
 import functools
+import random
 import re
 
 import msgspec
@@ -186,3 +187,27 @@ def test_parsed_keys_are_kept_and_the_oldest_go():
     assert parsed.signer([key(2)]) is None
     with pytest.raises(ValueError):
         parsed.add(key(4), b"damaged")
+
+
+@pytest.mark.slow
+def test_ten_thousand_varied_messages_verify():
+    dice = random.Random(8463)
+    signs = "abc ÄÖ東京🎉.\n =.<>&'\"-_:;,\u00a0\t"
+    known, count = records("rsa", "ed"), 0
+
+    def text(most: int) -> str:
+        return "".join(dice.choices(signs, k=dice.randrange(most)))
+
+    def line(most: int) -> str:
+        return text(most).replace("\n", " ").replace("\t", " ")
+
+    while count < 10_000:
+        compiled = campaign(
+            subject=line(150), from_name=line(40), text=text(dice.choice([3, 200, 5000])),
+            html=dice.choice(["", "<p>{{ subscriber.first_name }}</p>" + text(3000)]),
+        )  # fmt: skip
+        people = [recipient(number, f"p{number}@x{number}.example", first_name=text(40)) for number in range(1, 6)]
+        for answer in compiled.build(people, composed_at=COMPOSED_AT + count, attempt=1):
+            assert isinstance(answer, tuple), answer
+            assert verdicts(answer[2], known) == [True, True], answer[2]
+            count += 1

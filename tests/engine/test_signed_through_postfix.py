@@ -1,0 +1,128 @@
+"""Signatures survive a relay: engine, a real Postfix of its own, sink, and the verifier agrees with what comes out."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from store.postgres import Pool
+from tests.engine.test_campaign_end_to_end import completed
+from tests.engine.test_signed_mail import SECRET, make_key, sources
+from tests.machine import Machine, until
+from tests.reference.dkim_verdicts import verdicts
+from tests.store import seed
+
+POSTFIX = shutil.which("postfix", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") or ""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not POSTFIX or os.geteuid() != 0, reason="needs Postfix, and root to start an instance of its own"),
+]
+
+MASTER = """\
+127.0.0.1:{port} inet n - n - - smtpd
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+tlsmgr unix - - n 1000? 1 tlsmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+verify unix - - n - 1 verify
+smtp unix - - n - - smtp
+relay unix - - n - - smtp
+error unix - - n - - error
+retry unix - - n - - error
+discard unix - - n - - discard
+anvil unix - - n - 1 anvil
+scache unix - - n - 1 scache
+postlog unix-dgram n - n - 1 postlogd
+"""
+
+MAIN = """\
+compatibility_level = 3.6
+queue_directory = {root}/queue
+data_directory = {root}/data
+maillog_file = {root}/log
+maillog_file_prefixes = {root}
+mail_owner = postfix
+myhostname = relay.example
+mydestination =
+local_recipient_maps =
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+mynetworks = 127.0.0.0/8
+smtpd_relay_restrictions = permit_mynetworks, reject
+relayhost = [127.0.0.1]:{sink}
+smtp_tls_security_level = none
+smtp_dns_support_level = disabled
+smtp_host_lookup = native
+smtputf8_enable = yes
+"""
+
+
+class Relay:
+    """A Postfix instance below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self.port: int = found.getsockname()[1]
+
+    def start(self, sink: int) -> None:
+        """Take mail for everybody and hand it to `sink`."""
+        for name in ("conf", "queue", "data"):
+            (self.root / name).mkdir()
+        shutil.chown(self.root / "data", "postfix")
+        (self.root / "conf" / "main.cf").write_text(MAIN.format(root=self.root, sink=sink))
+        (self.root / "conf" / "master.cf").write_text(MASTER.format(port=self.port))
+        self._run("start", check=True)
+
+    def stop(self) -> None:
+        """End it, and only it."""
+        self._run("stop", check=False)
+
+    def _run(self, word: str, *, check: bool) -> None:
+        done = subprocess.run([POSTFIX, "-c", str(self.root / "conf"), word], capture_output=True, text=True, timeout=60, check=False)
+        log = self.root / "log"
+        assert done.returncode == 0 or not check, done.stdout + done.stderr + (log.read_text() if log.exists() else "")
+
+
+@pytest.fixture
+def relay() -> Iterator[Relay]:
+    """Not started; below a path that Postfix's own user can pass."""
+    root = Path(tempfile.mkdtemp(prefix="sluice-pf-"))
+    root.chmod(0o755)
+    made = Relay(root)
+    yield made
+    made.stop()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+async def test_both_signatures_verify_after_a_relay_has_had_the_mail(machine: Machine, pool: Pool, relay: Relay) -> None:
+    machine.environment["SLUICE_SECRETS__KEY"] = SECRET
+    await machine.sink()
+    relay.start(machine.sink_port)
+    campaign = await seed.campaign(
+        pool, recipients=120, port=relay.port, state="draft", subject="Grüße  an {{ subscriber.first_name }}",
+        text="{{ subscriber.first_name }}  \n.\n..\n" + "Łódź " * 300 + "\n\n", html="<p>{{ subscriber.first_name }}</p>\n \n",
+    )  # fmt: skip
+    await pool.execute("update subscribers set data = json_build_object('first_name', 'Zoë ' || repeat('ß ', (id % 40)::int))")
+    keys = [await make_key(pool, "s1"), await make_key(pool, "e1", "ed25519-sha256")]
+    await machine.engine()
+    await pool.execute("update campaigns set state = 'preparing' where id = $1", campaign)
+    await completed(machine, pool, campaign)
+
+    async def arrived() -> bool:
+        return int((await machine.sink_json("/api/v1/counters"))["messages"]) == 120
+
+    await until(arrived, "all mail through the relay", 60, machine)
+    records = {key.record_name: key.record for key in keys}
+    for message in await sources(machine):
+        assert b"by relay.example (Postfix)" in message
+        assert verdicts(message, records) == [True, True]
