@@ -67,7 +67,7 @@ class Engine:
         self.slot = slot
         self.paths: dict[int, EgressPath] = {}
         # An engine that was not seen for so long is gone; with 30 s leases it is known well before its leases end
-        self.silent_seconds = max(2.0, min(10.0, settings.engine.lease_seconds / 3))
+        self.silent_seconds = max(3.0, min(10.0, settings.engine.lease_seconds / 3))
         self._journal_root = load.journal_root(settings)
         self._tasks: list[asyncio.Task[None]] = []
         self._works: list[Work] = []
@@ -370,10 +370,13 @@ class Engine:
 
     # --- engines that died or stand still -------------------------------------------------------------------------------------
     def _journals_here(self) -> list[str]:
-        """The engines whose journals lie on this machine and will be carried over here, before their leases are free."""
+        """The engines whose journals lie on this machine, this one's too: they are carried over here before their leases are free."""
         with contextlib.suppress(OSError):
-            return [path.name for path in self._journal_root.iterdir() if path.name != self.id and not recovery.is_refused(path)]
-        return []
+            return [
+                self.id,
+                *(path.name for path in self._journal_root.iterdir() if path.name != self.id and not recovery.is_refused(path)),
+            ]
+        return [self.id]
 
     async def _adopt(self) -> None:
         settings = self.settings.accounting
