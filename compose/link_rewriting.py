@@ -44,6 +44,8 @@ _ATTRIBUTE = re.compile(r"""([^\s"'>/=]+)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s>"']+))?
 _SYSTEM = re.compile(r"\{\{-?\s*links\s*[.\[]|%links?:", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+# What `web_address` leaves as it is: nearly every address there is
+_PLAIN = re.compile(r"https?://[a-z0-9._\-]+(?::[1-9][0-9]{0,3})?(?:[/?#][A-Za-z0-9!#$%&'()*+,/:;=?@\[\]~._\-]*)?")
 _URL_CHARACTERS: Final = "!#$%&'()*+,/:;=?@[]~"
 
 
@@ -267,13 +269,18 @@ class Destination:
     def __init__(self, number: int, tracking: Tracking) -> None:
         self._tracking = tracking
         self._part = tracking.link_part(number) if number else ""
+        self._utm = bool(tracking.utm_source or tracking.utm_medium)
 
     def __call__(self, text: str, scope: dict[str, Any]) -> str:
         """`text` as it would stand in the attribute; an address that cannot be followed is left as it is."""
-        try:
-            url = with_utm(web_address(unescape(text).strip(" \t\r\n\f")), self._tracking)
-        except ValueError:
-            return text
+        url = unescape(text) if "&" in text else text
+        if not _PLAIN.fullmatch(url) or len(url) > MAX_ADDRESS_CHARACTERS:
+            try:
+                url = web_address(url.strip(" \t\r\n\f"))
+            except ValueError:
+                return text
+        if self._utm:
+            url = with_utm(url, self._tracking)
         if not self._part:
             return _attribute(url)
         token: str = scope[CLICK_TOKEN] + self._part

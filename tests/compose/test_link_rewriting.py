@@ -150,6 +150,12 @@ def test_a_web_address_is_ascii_and_means_the_same(text: str, expected: str) -> 
     assert web_address(text) == expected
 
 
+@given(st.from_regex(link_rewriting._PLAIN, fullmatch=True))
+@settings(max_examples=300, deadline=None)
+def test_the_short_way_for_plain_addresses_changes_nothing(text: str) -> None:
+    assert web_address(text) == text
+
+
 @given(st.text(max_size=60), st.booleans())
 @settings(max_examples=400, deadline=None)
 def test_whatever_is_written_a_web_address_is_one_or_refused(text: str, begun: bool) -> None:
