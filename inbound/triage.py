@@ -29,12 +29,13 @@ _AUTO_FIELDS: Final = frozenset(
 _HINT_FIELDS: Final = (b"x-failed-recipients", b"x-failed-recipient", b"x-bounce-recipient", b"x-bounced-address")
 _UNSUBSCRIBE = words("unsubscribe")
 _DMARC = re.compile(r"report[- ]domain|dmarc|tls-?report", re.IGNORECASE)
-_ANSWER = re.compile(r"\s*(?:re|aw|sv|antw|rv|odp|回复|答复|回覆)\s*[:\uff1a]", re.IGNORECASE)
+_ANSWER = re.compile(r"\s*(?:re|aw|sv|vs|antw|rv|fwd?|wg|tr|odp|回复|答复|回覆|转发)\s*[:\uff1a]", re.IGNORECASE)
 _TO_FIELD = re.compile(r"^[ >\t]{0,4}to:([^\n]{0,1000}(?:\n[ \t]+[^\n]{0,500}){0,5})", re.MULTILINE | re.IGNORECASE)
 _SAID_STATUS = re.compile(r"\d{3}[ -](\d\.\d{1,2}\.\d{1,3})(?![\d.])")
 _STATUS_FIELDS = words("status_field")
 _RECIPIENTS = words("recipient")
 _MAIL = words("mail")
+_MAIL_FAILED_SUBJECT = words("mail_failed_subject")
 _SAYS_NOTHING: Final = frozenset({"other", "refused", "server-trouble"})
 _WEAK: Final = frozenset(
     {"other", "refused", "address-refused", "server-trouble", "gave-up", "policy", "rejected-with-security-status", "code-quota"}
@@ -220,17 +221,25 @@ class _Triage:
         found = bounce_text.read(text, self._own(), hints or self._returned_to())
         has_reply = bounce_text.REPLY.search(found.text) is not None
         failed = bounce_text.says_failed(found.text) or bounce_text.says_delayed(found.text, self.subject)
-        signs = 2 * self.daemon + bounce_subject + has_reply + failed + (found.certainty >= 2)
+        signs = 2 * self.daemon + bounce_subject + has_reply + failed + bool(found.recipients)
         if hints:
             signs += 3
+        if self.daemon and not (bounce_subject or has_reply or self.returned or found.returned.count("\n") > 3):
+            if not hints and not (_DAEMON(self.sender) and found.certainty >= 2 and failed):
+                return None
         if signs < (4 if self.daemon or has_reply else 3) or not (has_reply or failed or bounce_subject):
             return None
         if not self.daemon and not hints:
             headers = self.root.headers
-            if not bounce_subject or headers.get(b"in-reply-to") or headers.get(b"list-id") or headers.get(b"list-unsubscribe"):
+            if headers.get(b"in-reply-to") or headers.get(b"list-id") or headers.get(b"list-unsubscribe"):
                 return None
-            others = any(item.recipient not in self._own() for item in found.recipients)
-            if not others or not _MAIL(found.text) or not (has_reply or (found.certainty >= 3 and _RECIPIENTS(found.text))):
+            if not _MAIL_FAILED_SUBJECT(self.subject) or _ANSWER.match(self.subject) or not _MAIL(found.text):
+                return None
+            # a person who writes about a bounce quotes it; a parcel service has neither reply nor returned message
+            if not any(item.recipient not in self._own() for item in found.recipients) or "\n>" in found.text:
+                return None
+            listed = found.certainty == 4 and _RECIPIENTS(found.text)
+            if not (has_reply or listed or self.returned or found.returned.count("\n") > 3):
                 return None
         return self._from_prose(found, None, hints)
 

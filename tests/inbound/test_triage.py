@@ -79,6 +79,44 @@ def test_what_is_not_a_bounce(header: str, kind: str) -> None:
     )
 
 
+AWAY = (
+    "Automatische Antwort: Angebote", "Réponse automatique : offres",
+    "Respuesta automática: ofertas", "Resposta automática", "Risposta automatica",
+    "Automatisch antwoord: post", "Odpowiedź automatyczna", "Nieobecność", "自動応答: お知らせ", "不在通知",
+    "부재중 알림", "자동 회신", "自动回复: 优惠", "Automatisk svar", "Autosvar", "Automaattinen vastaus",
+    "Automatická odpověď", "Automatikus válasz", "Αυτόματη απάντηση", "Otomatik Yanıt",
+    "Răspuns automat", "Автоматический ответ", "Автоответ", "תשובה אוטומטית", "رد تلقائي",
+    "Trả lời tự động", "Out of Office", "On vacation until Monday",
+)  # fmt: skip
+NOT_MAIL = (
+    "Your parcel was returned to sender", "Delivery of your order is delayed",
+    "Zustellung Ihres Pakets fehlgeschlagen", "Rejected: expense report",
+    "Re: Undelivered Mail Returned to Sender", "Fwd: failure notice",
+    "Warning: your domain expires", "Bounce house rental", "Failed login attempt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("subject", AWAY)
+def test_who_is_away_says_so_in_the_subject(subject: str) -> None:
+    for more in ("", "Return-Path: <>\nAuto-Submitted: auto-replied\n"):
+        header = f"From: a@b.example\nSubject: {subject}\n{more}Content-Type: text/plain; charset=utf-8\n\n"
+        assert read(f"{header}Your mail was not read. Write to hans@b.example.\n".encode()).kind == "autoreply"
+
+
+@pytest.mark.parametrize("subject", NOT_MAIL)
+@pytest.mark.parametrize(
+    "body",
+    [
+        "We could not deliver your parcel.\n\nE-Mail: anna@c.example\nAddress: 12 Road\n",
+        "Otto wrote:\n> <anna@c.example>: host mx said: 550 5.1.1 User unknown\n> could not be delivered\n",
+    ],
+    ids=["parcel", "quoted report"],
+)
+def test_people_and_parcel_services_are_not_mail_systems(subject: str, body: str) -> None:
+    header = f"From: Hans <hans@b.example>\nTo: news@sluice.example\nSubject: {subject}\nContent-Type: text/plain; charset=utf-8\n\n"
+    assert read((header + body).encode()).kind in ("reply", "other")
+
+
 CODECS = [b"zlib_codec", b"idna", b"punycode", b"utf-7", b"hex", b"undefined", b"../../etc/passwd", b"a" * 900, b"unicode_escape"]
 HOSTILE = {
     "50,000 headers": b"X-A: b\n" * 50_000 + b"\nbody",
