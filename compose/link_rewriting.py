@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus, urlsplit
 
 import idna
 
-from compose.tags import TAG
+from compose.tags import CHOICE, TAG
 from domain import links
 from domain.errors import Invalid
 
@@ -189,7 +189,7 @@ _LEAVE, _SAME, _PERSONAL = range(3)
 
 def _judge(address: str) -> tuple[int, str]:
     """What to do with the address as it stands in the attribute. Raises ValueError saying why it is refused."""
-    first = min((m.start() for m in (re.search(r"\{\{|\{%", address), TAG.search(address)) if m), default=-1)
+    first = min((m.start() for m in (re.search(r"\{\{|\{%", address), TAG.search(address), CHOICE.search(address)) if m), default=-1)
     literal = unescape(address if first < 0 else address[:first]).strip(" \t\r\n\f")
     if _SYSTEM.search(address) or (first < 0 and not literal) or literal.startswith("#"):
         return _LEAVE, ""

@@ -1,24 +1,31 @@
 """Merge tags of the form `%Subscriber:FirstName%`, as users of older products know them (requirements 48-64).
 
 They may stand anywhere in the text of a template and mean an output expression there: escaped in HTML, empty when there is
-no value, never left in the message. `%Word:Word%` is a tag whatever the words; `%sender_domain%` is the one without a
-colon. Everything else with a percent sign (`width="100%"`, `%20`) is text.
+no value, never left in the message. `%Word:Word%` is a tag whatever the words, `%Word:Word|text%` says what stands in for no value;
+`%sender_domain%` is the one without a colon. Everything else with a percent sign (`width="100%"`, `%20`) is text.
+
+`[[one|two|three]]` becomes one of the texts, for each recipient of a campaign always the same one.
 """
 
+import hashlib
 import hmac
 import re
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TextIO
 
 from liquid import Environment, RenderContext
-from liquid.ast import Node
+from liquid.ast import BlockNode, Node
 from liquid.builtin.content import ContentNode
 from liquid.builtin.output import OutputNode
 from liquid.expression import Expression
 from liquid.token import Token
+from markupsafe import Markup
 
 # Three letters at least: `%AB:` begins with an escaped octet of a URL.
-TAG: Final = re.compile(r"%([A-Za-z][A-Za-z_]{2,40}):([A-Za-z][A-Za-z0-9_]{0,60})%|%sender_domain%", re.IGNORECASE)
+TAG: Final = re.compile(
+    r"%([A-Za-z][A-Za-z_]{2,40}):([A-Za-z][A-Za-z0-9_]{0,60})(?:\|([^%|\r\n<>]{0,200}))?%|%sender_domain%", re.IGNORECASE
+)
+CHOICE: Final = re.compile(r"\[\[([^\[\]|]{0,1000}(?:\|[^\[\]|]{0,1000}){1,50})\]\]")
 HASH_DIGITS: Final = 16
 
 Value = Callable[[dict[str, Any]], object]
@@ -79,6 +86,7 @@ class Tags:
     def __init__(self, key: bytes, constants: dict[str, Any], sender_domain: str) -> None:
         self.key = key
         self.sender_domain = sender_domain
+        self.campaign_id = constants["campaign"].get("id", "")
         self.used = False  # a tag was found that looks at the subscriber
         ids = {kind: constants[kind].get("id", "") for kind in ("user", "campaign", "list")}
         self.fixed: dict[tuple[str, str], object] = {
@@ -107,19 +115,72 @@ class Tags:
     def _sender_domain(self, _scope: dict[str, Any]) -> str:
         return self.sender_domain
 
-    def rewrite(self, _env: Environment, node: ContentNode) -> list[Node]:
-        """`node` as text and output nodes, the tags in it taken out."""
-        matches = list(TAG.finditer(node.text))
-        if not matches:
-            return [node]
+    def rewrite(self, env: Environment, node: ContentNode) -> list[Node]:
+        """`node` as text and output nodes, choices and tags taken out; tags inside a choice are taken out of its own nodes."""
         nodes: list[Node] = []
-        at = 0
-        for match in matches:
-            if match.start() > at:
-                nodes.append(ContentNode(node.token, node.text[at : match.start()]))
-            value = self.value(match[1], match[2]) if match[1] else self._sender_domain
-            nodes.append(OutputNode(node.token, TagExpression(node.token, match[0], value)))
-            at = match.end()
-        if at < len(node.text):
-            nodes.append(ContentNode(node.token, node.text[at:]))
+        for text, choice in _parts(CHOICE, node.text):
+            if choice is not None:
+                nodes.append(ChoiceNode(node.token, _options(choice[1]), f"{self.campaign_id}:{choice[0]}:"))
+                continue
+            for part, match in _parts(TAG, text):
+                if match is None:
+                    nodes.append(ContentNode(node.token, part))
+                else:
+                    nodes.append(OutputNode(node.token, TagExpression(node.token, match[0], self._value_of(env, match))))
         return nodes
+
+    def _value_of(self, env: Environment, match: re.Match[str]) -> Value:
+        if not match[1]:
+            return self._sender_domain
+        value = self.value(match[1], match[2])
+        if not match[3]:
+            return value
+        fallback = Markup(match[3]) if env.autoescape else match[3]  # it stands in the template, so it is text of the template
+        return lambda scope: value(scope) or fallback
+
+
+class ChoiceNode(Node):
+    """`[[one|two]]`: one of its blocks, by campaign, recipient and what the choice says."""
+
+    __slots__ = ("blocks", "seed")
+
+    def __init__(self, token: Token, options: list[str], seed: str) -> None:
+        super().__init__(token)
+        self.blank = False
+        self.blocks = [BlockNode(token, [ContentNode(token, text)] if text else []) for text in options]
+        self.seed = seed
+
+    def chosen(self, scope: dict[str, Any]) -> int:
+        """Which block this recipient gets."""
+        who = scope.get("subscriber", {}).get("id", "")
+        return int.from_bytes(hashlib.sha256(f"{self.seed}{who}".encode()).digest()[:8], "big") % len(self.blocks)
+
+    def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:
+        """Where python-liquid renders the block around it."""
+        return self.blocks[self.chosen(context.globals)].render(context, buffer)  # type: ignore[arg-type]
+
+    def children(self, static_context: RenderContext, *, include_partials: bool = True) -> Iterable[Node]:
+        """Its blocks."""
+        return self.blocks
+
+
+def _options(text: str) -> list[str]:
+    """The texts between the bars, but for bars inside a tag."""
+    options = [""]
+    for part, tag in _parts(TAG, text):
+        first, *others = [tag[0]] if tag is not None else part.split("|")
+        options[-1] += first
+        options += others
+    return options
+
+
+def _parts(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, re.Match[str] | None]]:
+    """`text` in its order: pieces between the matches, and the matches."""
+    at = 0
+    for match in pattern.finditer(text):
+        if match.start() > at:
+            yield text[at : match.start()], None
+        yield "", match
+        at = match.end()
+    if at < len(text):
+        yield text[at:], None

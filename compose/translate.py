@@ -5,6 +5,7 @@ it is, to be rendered by python-liquid on the same scope, with its loops and blo
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Any, TextIO
@@ -36,7 +37,7 @@ from markupsafe import Markup
 
 from compose import filters
 from compose.link_nodes import LinkNode
-from compose.tags import TagExpression
+from compose.tags import ChoiceNode, TagExpression
 from ext import template as ops
 
 
@@ -253,6 +254,11 @@ class Translator:
             return ops.Assign(str(node.name), self.expression(node.expression))
         if kind is CaptureNode:
             return ops.Capture(str(node.name), self.inner(node.block, False), self.env.autoescape)
+        if kind is ChoiceNode:
+            chosen: list[tuple[list[ops.Expression] | None, ops.Block]] = [
+                ([ops.Constant(number)], self.inner(block, False)) for number, block in enumerate(node.blocks)
+            ]
+            return ops.Case(ops.Function(node.chosen), chosen, operator.eq)
         if kind is LinkNode:
             return ops.Mapped(self.inner(node.block, False), node.destination)
         if kind is LiquidNode:

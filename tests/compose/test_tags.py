@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from compose.rendering import render
 from domain.errors import Invalid
 from tests.compose.test_campaign import campaign, one, parsed, recipient, refusal, said
 
@@ -105,3 +106,41 @@ def test_a_field_is_found_for_each_recipient_anew():
 def test_a_tag_in_the_subject_of_the_campaign_is_checked_when_it_is_saved():
     with pytest.raises(Invalid, match="subject"):
         campaign(subject="%Subscriber:Nick%\nx")
+
+
+def test_a_fallback_stands_in_for_no_value() -> None:
+    template = "%Subscriber:FirstName|dear reader%, %Subscriber:Nothing|you & <me>%|"
+    assert render("%Subscriber:FirstName|dear reader%!", {"subscriber": {"first_name": ""}}) == "dear reader!"
+    assert render(template.replace("<me>", "me"), {"subscriber": {"first_name": "A&B"}}, html=True) == "A&amp;B, you & me|"
+
+
+def test_a_choice_is_the_same_for_a_recipient_and_spread_over_a_list() -> None:
+    template = "[[Hello %Subscriber:Name|you%|Hi|<b>Moin</b>]], [[a|b]]"
+    texts = [render(template, {"subscriber": {"id": number, "name": "<X>"}}, html=True) for number in range(300)]
+    assert texts == [render(template, {"subscriber": {"id": number, "name": "<X>"}}, html=True) for number in range(300)]
+    greetings = {text.rpartition(", ")[0]: 0 for text in texts}
+    assert greetings.keys() == {"Hello &lt;X&gt;", "Hi", "<b>Moin</b>"}
+    for greeting in greetings:
+        assert 60 < sum(text.startswith(greeting) for text in texts) < 140
+    other = [render(template, {"subscriber": {"id": number, "name": "<X>"}, "campaign": {"id": 8}}, html=True) for number in range(300)]
+    assert other != texts
+
+
+def test_brackets_that_are_no_choice_are_text() -> None:
+    for text in ("[[a]]", "[a|b]", "[[a|b]", "x[[", "if (a[[1][0]] || b) {"):
+        assert render(text, {}) == text
+
+
+def test_links_inside_a_choice_are_followed() -> None:
+    source = '[[<a href="https://a.example/">x</a>|<a href="https://b.example/%Subscriber:ID%">y</a>]]<a href="https://c.example/[[1|2]]">z</a>'
+    compiled = campaign(html=source, track_links=True)
+    assert compiled.destinations == ("https://a.example/", "", "")
+    seen = set()
+    for number in range(1, 13):
+        part = parsed(one(compiled, recipient(number))[2]).get_body(("html",))
+        assert part is not None
+        text = part.get_content()
+        assert text.count("https://go.garden.example/c/") == 2
+        assert "[[" not in text
+        seen.add(">x<" in text)
+    assert seen == {True, False}
