@@ -46,7 +46,7 @@ def recipients() -> list[Recipient]:
     return rows
 
 
-def campaign(subject: str) -> CompiledCampaign:
+def campaign(subject: str, *, tracked: bool = False) -> CompiledCampaign:
     source = SAMPLE if (SAMPLE / "newsletter.html").exists() else OURS
     content = CampaignContent(
         id=7,
@@ -65,6 +65,8 @@ def campaign(subject: str) -> CompiledCampaign:
         list_sender_name="",
         delivery_server_id=1,
         queued_at=0.0,
+        track_links=tracked,
+        track_opens=tracked,
     )
     server = DeliveryServer(
         id=1, user_id=3, name="relay", host="relay.example", mfrom="b.harbour.example", link_domain="go.harbour.example"
@@ -72,12 +74,15 @@ def campaign(subject: str) -> CompiledCampaign:
     return CompiledCampaign(content, server, Keyring(b"k" * 32), "http://127.0.0.1:8080")
 
 
+MERGED = "{{ subscriber.first_name }}, news from {{ subscriber.city }}"
+
+
 @pytest.mark.parametrize(
-    "subject", ["News from the harbour", "{{ subscriber.first_name }}, news from {{ subscriber.city }}"], ids=["plain", "merged"]
+    ("subject", "tracked"), [("News from the harbour", False), (MERGED, False), (MERGED, True)], ids=["plain", "merged", "merged-tracked"]
 )
-def test_compose_groups_of_eight(benchmark: BenchmarkFixture, subject: str) -> None:
+def test_compose_groups_of_eight(benchmark: BenchmarkFixture, subject: str, tracked: bool) -> None:
     """Reports seconds for 8,000 messages: divide by 8,000."""
-    compiled = campaign(subject)
+    compiled = campaign(subject, tracked=tracked)
     rows = recipients()
     groups = [rows[at : at + GROUP] for at in range(0, len(rows), GROUP)]
 
