@@ -15,7 +15,7 @@ import msgspec
 import re2  # type: ignore[import-untyped]
 
 from domain.errors import Invalid
-from domain.reply import MAX_TEXT_BYTES, EnhancedStatus
+from domain.reply import MAX_TEXT_BYTES
 
 Fault = Literal["recipient", "sender", "content", "infrastructure"]
 RELAYING_ISSUES: Final = "relaying-issues"
@@ -42,7 +42,7 @@ CATEGORIES: Final[dict[str, Fault]] = {
 }
 HARD_CATEGORIES: Final = frozenset({"bad-mailbox", "bad-domain", "inactive-mailbox"})
 
-_STATUS = re.compile(r"(?<![\d.])([245])\.(\d{1,2})\.(\d{1,3})(?!\.?\d)")
+_STATUS = re.compile(r"([245])(?<![\d.].)\.\d{1,2}\.\d{1,3}(?!\.?\d)", re.ASCII)
 # Every repetition is bounded: on the 512 bytes we keep of a reply even the worst text costs microseconds
 _ADDRESS = re.compile(r"[^\s<>()\[\]@:;,\"]{1,64}@[\w.-]{1,255}")
 _AFTER_COMMAND = re.compile(r"\(?in reply to (?!mail from|end of data)[a-z ]{4,20} command\)?")
@@ -106,6 +106,9 @@ class BounceRules:
                 self._owner.append(number)
                 self._sources.append(pattern)
         self._set.Compile()
+        self._classes: dict[bool, list[BounceClass]] = {
+            permanent: [_class_of(rule, permanent) for rule in self.rules] for permanent in (False, True)
+        }
         self.classify = functools.lru_cache(maxsize=8192)(self._classify)
 
     @classmethod
@@ -122,10 +125,8 @@ class BounceRules:
         matches = self._set.Match(subject)
         if not matches:
             return BounceClass("other", "infrastructure", hard=False)
-        rule = self.rules[self._owner[min(matches)]]
-        fault = rule.fault or CATEGORIES[rule.category]
-        hard = permanent and not rule.transient and fault == "recipient" and rule.category in HARD_CATEGORIES
-        return BounceClass(rule.category, fault, hard, rule.transient, rule.name)
+        first: int = min(matches)
+        return self._classes[permanent][self._owner[first]]
 
     def explain(self, code: int, text: str) -> tuple[str, list[tuple[str, str]]]:
         """Why `classify` answers what it does: the reply as patterns see it; name and pattern of all that match, the deciding one first."""
@@ -134,6 +135,12 @@ class BounceRules:
         return subject.decode("utf-8", "replace").strip(), [
             (self.rules[self._owner[match]].name, self._sources[match]) for match in matches
         ]
+
+
+def _class_of(rule: Rule, permanent: bool) -> BounceClass:
+    fault = rule.fault or CATEGORIES[rule.category]
+    hard = permanent and not rule.transient and fault == "recipient" and rule.category in HARD_CATEGORIES
+    return BounceClass(rule.category, fault, hard, rule.transient, rule.name)
 
 
 def _patterns(rule: Rule, words: Mapping[str, str]) -> list[str]:
@@ -161,10 +168,11 @@ def readable(code: int, text: str) -> tuple[bytes, bool]:
     if not code and text[:3].isdecimal() and text[:3].isascii() and text[3:4] in ("", " ", "-"):
         code = int(text[:3])
     klass = code // 100
-    status: EnhancedStatus | None = None
+    status = "-"
     for found in _STATUS.finditer(text):
         if not klass or int(found[1]) == klass:
-            status = EnhancedStatus(int(found[1]), int(found[2]), int(found[3]))
+            status = found[0]
+            klass = int(found[1])
             break
     if "@" in text:
         text = _ADDRESS.sub("@", text)
@@ -173,8 +181,7 @@ def readable(code: int, text: str) -> tuple[bytes, bool]:
     if not text.isascii():
         text = text.replace("\u2019", "")
     words = b" ".join(text.encode("utf-8", "replace").translate(_TO_SPACE, b"'").split())
-    klass = klass or (status.klass if status else 5)
-    return b"%d %s | %s " % (code, str(status or "-").encode(), words), klass == 5
+    return b"%d %s | %s " % (code, status.encode(), words), klass in (0, 5)
 
 
 def stated_status(code: int, text: str) -> str | None:
