@@ -110,7 +110,8 @@ class _Triage:
             complaint = feedback_report.parse(self.reader.text(self.feedback[0]))
             if complaint is not None:
                 return self._complaint(complaint)
-        if self.statuses:
+        quoted = self.root.media != b"multipart/report" and not self.daemon and _ANSWER.match(self.subject) is not None
+        if self.statuses and not quoted:  # else: a person passes the parts of a report on
             return self._from_statuses(self.statuses)
         if self.receipts:
             return self._plain("other")

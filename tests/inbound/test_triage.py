@@ -46,6 +46,11 @@ def test_a_report_somebody_forwards_is_not_a_report() -> None:
     assert read(outer + report() + b"\n--o--\n").kind in ("reply", "other")
 
 
+def test_the_parts_of_a_report_in_a_person_s_mail_are_not_a_report() -> None:
+    parts = report(outer=b"From: anna@b.example\n").replace(b"Subject: Undelivered", b"Subject: Fwd: Undelivered")
+    assert read(parts.replace(b"multipart/report", b"multipart/mixed")).kind in ("reply", "other")
+
+
 def test_a_report_a_gateway_wraps_is_one() -> None:
     outer = b"From: MAILER-DAEMON@gw.example\nReturn-Path: <>\nSubject: Undelivered\n" + WRAP
     assert [failure.recipient for failure in read(outer + report() + b"\n--o--\n").failed] == ["anna@b.example"]
