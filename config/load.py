@@ -141,6 +141,15 @@ class _Reader:
         return settings
 
 
+def with_stores(settings: Settings, database_url: str, redis_url: str) -> Settings:
+    """The same settings with the stores that were found: `embedded:` is replaced by where the private servers answer."""
+    return msgspec.structs.replace(
+        settings,
+        database=msgspec.structs.replace(settings.database, url=database_url),
+        redis=msgspec.structs.replace(settings.redis, url=redis_url),
+    )
+
+
 def state_directory(settings: Settings) -> Path:
     """Where this node keeps what must survive it. Not created here."""
     given = settings.node.state_directory

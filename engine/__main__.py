@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from config import load
@@ -30,11 +29,7 @@ def main() -> int:
         config = os.environ.get("SLUICE_CONFIG")
         settings = load.load(Path(config) if config else None)
         with _stores(settings) as backends:
-            settings = msgspec.structs.replace(
-                settings,
-                database=msgspec.structs.replace(settings.database, url=backends.database_url),
-                redis=msgspec.structs.replace(settings.redis, url=backends.redis_url),
-            )
+            settings = load.with_stores(settings, backends.database_url, backends.redis_url)
 
             async def run() -> bool:
                 return await Engine(settings, arguments.slot).run()

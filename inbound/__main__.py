@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from config import load
@@ -19,11 +18,7 @@ def main() -> int:
         config = os.environ.get("SLUICE_CONFIG")
         settings = load.load(Path(config) if config else None)
         with embedded.resolve(settings.database.url, settings.redis.url, load.state_directory(settings)) as backends:
-            settings = msgspec.structs.replace(
-                settings,
-                database=msgspec.structs.replace(settings.database, url=backends.database_url),
-                redis=msgspec.structs.replace(settings.redis, url=backends.redis_url),
-            )
+            settings = load.with_stores(settings, backends.database_url, backends.redis_url)
 
             async def run() -> None:
                 await Inbound(settings).run()
