@@ -42,7 +42,7 @@ chaos-quick:
 # Universal and hash-locked; needs uv. No index address and no path of this machine may get into it.
 lock:
 	uv --no-config pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
-		--default-index https://pypi.org/simple --python-version 3.11 \
+		--python-version 3.11 \
 		--extra embedded --extra dev --extra build --output-file requirements.lock pyproject.toml
 
 clean:
