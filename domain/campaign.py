@@ -1,8 +1,6 @@
-"""Campaign, Recipient, Batch and Lease: what moves from PostgreSQL through Redis to an engine."""
+"""What a campaign says, Recipient, Batch and totals: what moves from PostgreSQL through Redis to an engine."""
 
 import msgspec
-
-from domain import states
 
 
 class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,16 +58,6 @@ class Batch(msgspec.Struct, array_like=True, gc=False):
     recipients: list[Recipient]
 
 
-class Lease(msgspec.Struct, frozen=True):
-    """One engine's right to send one batch, granted by PostgreSQL. `until` is on the holder's monotonic clock (R4)."""
-
-    campaign_id: int
-    batch: int
-    epoch: int
-    until: float
-    done: bytes  # progress bitmap at the time of the grant, most significant bit first
-
-
 class CampaignTotals(msgspec.Struct, frozen=True, kw_only=True):
     """Progress of one campaign in recipients (`deferrals` and `uncertain` count attempts)."""
 
@@ -86,8 +74,3 @@ class CampaignTotals(msgspec.Struct, frozen=True, kw_only=True):
     def queued(self) -> int:
         """Recipients without a terminal record."""
         return self.recipients - self.delivered - self.bounced - self.expired - self.suppressed - self.cancelled
-
-
-def is_finished(state: str) -> bool:
-    """Tell whether nothing more can happen to a campaign in this state."""
-    return not states.NEXT_CAMPAIGN_STATES[state]

@@ -45,10 +45,6 @@ class ConfigurationError(SluiceError):
         super().__init__("\n".join(problems))
 
 
-class PeerViolation(SluiceError):
-    """The peer broke the protocol; its connection is closed and never used again (R6)."""
-
-
 class ConnectFailed(SluiceError):
     """No usable SMTP session could be opened. `stage` is one of resolve, connect, tls, greeting, ehlo, auth.
 

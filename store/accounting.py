@@ -233,10 +233,11 @@ async def recipients_in_doubt(pool: Pool, recipients: Iterable[tuple[int, int]])
 async def totals(pool: Pool, campaign_id: int) -> CampaignTotals:
     """Progress of one campaign. Raises NotFound."""
     async with connection(pool) as conn:
-        return await _totals(conn, campaign_id)
+        return await totals_on(conn, campaign_id)
 
 
-async def _totals(conn: PooledConnection, campaign_id: int) -> CampaignTotals:
+async def totals_on(conn: PooledConnection, campaign_id: int) -> CampaignTotals:
+    """The same in the snapshot of `conn`: the sums the ledger keeps, one small row per journal. Raises NotFound."""
     row = await conn.fetchrow(
         "select c.recipients, "
         + ", ".join(f"coalesce(sum(t.{name}), 0)::bigint as {name}" for name in TOTALS_COLUMNS)
@@ -323,7 +324,7 @@ async def audit(pool: Pool, campaign_id: int, *, timeout_seconds: float = 600.0)
     found = dict.fromkeys(("input", *states.TERMINAL_KINDS.values(), "queued", "missing", "multiple_terminal", "disagreeing"), 0)
     uncertain = 0
     async with transaction(pool, isolation="repeatable_read", readonly=True) as conn:
-        counted = await _totals(conn, campaign_id)
+        counted = await totals_on(conn, campaign_id)
         spans: dict[int, dict[str, int]] = {}  # what each span adds if it is as it should be
         balance: dict[int, int] = {}  # what is known minus what is accounted for: 0 if it is
         for name, statement in (("input", _KNOWN), ("queued", _AWAITED), ("", _RECORDED)):
@@ -417,7 +418,13 @@ class RecipientRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 async def records_of(pool: Pool, campaign_id: int, number: int, *, timeout_seconds: float = 60.0) -> list[RecipientRecord]:
     """Every record of one recipient of a campaign, oldest first."""
-    async with transaction(pool, readonly=True) as conn:
+    async with connection(pool) as conn:
+        return await records_on(conn, campaign_id, number, timeout_seconds=timeout_seconds)
+
+
+async def records_on(conn: PooledConnection, campaign_id: int, number: int, *, timeout_seconds: float = 60.0) -> list[RecipientRecord]:
+    """The same on a connection that is not inside a transaction."""
+    async with conn.transaction(readonly=True):
         # Without statistics PostgreSQL reads the whole table; the BRIN index leads to a few pages (1 ms of 10 million rows)
         await conn.execute("set local enable_seqscan = off")
         rows = await conn.fetch(

@@ -8,9 +8,9 @@ import asyncpg
 import msgspec
 
 from domain import states
-from domain.campaign import CampaignContent, CampaignTotals
+from domain.campaign import CampaignContent
 from domain.errors import Conflict, Invalid, NotFound
-from store import custom_headers, tracking
+from store import accounting, custom_headers, tracking
 from store.postgres import Pool, PooledConnection, transaction
 
 
@@ -255,26 +255,11 @@ async def _set_state(conn: PooledConnection, campaign_id: int, state: str, more:
     return Campaign(**dict(row))
 
 
-async def totals(conn: PooledConnection, campaign_id: int) -> CampaignTotals:
-    """The sums the ledger keeps: one small row per journal, whatever the size of the campaign."""
-    row = await conn.fetchrow(
-        "select c.recipients, coalesce(sum(t.delivered), 0)::bigint as delivered, coalesce(sum(t.bounced), 0)::bigint as bounced, "
-        "coalesce(sum(t.expired), 0)::bigint as expired, coalesce(sum(t.suppressed), 0)::bigint as suppressed, "
-        "coalesce(sum(t.cancelled), 0)::bigint as cancelled, coalesce(sum(t.deferrals), 0)::bigint as deferrals, "
-        "coalesce(sum(t.uncertain), 0)::bigint as uncertain "
-        "from campaigns c left join campaign_totals t on t.campaign_id = c.id where c.id = $1 group by c.id",
-        campaign_id,
-    )
-    if row is None:
-        raise NotFound("campaign", campaign_id)
-    return CampaignTotals(**dict(row))
-
-
 async def progress(conn: PooledConnection, user_id: int | None, campaign_id: int) -> Progress:
     """Where a campaign stands. Raises NotFound."""
     async with conn.transaction(isolation="repeatable_read", readonly=True):
         campaign = await get(conn, user_id, campaign_id)
-        sums = await totals(conn, campaign_id)
+        sums = await accounting.totals_on(conn, campaign_id)
         deferred = await conn.fetchval("select count(*) from retries where campaign_id = $1", campaign_id)
     return Progress(
         id=campaign.id,
@@ -311,13 +296,8 @@ async def recipient(conn: PooledConnection, campaign_id: int, number: int | None
         )
     if row is None:
         raise NotFound("recipient", email if number is None else number)
-    records = await conn.fetch(
-        "select kind::text, at, attempt, status, category, diagnostic, mta, delivery_server_id from accounting "
-        "where campaign_id = $1 and number = $2 order by at, attempt",
-        campaign_id,
-        row["number"],
-    )
-    attempts = [Attempt(**dict(record)) for record in records]
+    records = await accounting.records_on(conn, campaign_id, row["number"])
+    attempts = [Attempt(**{name: getattr(record, name) for name in Attempt.__struct_fields__}) for record in records]
     due_at = await conn.fetchval("select due_at from retries where campaign_id = $1 and number = $2", campaign_id, row["number"])
     terminal = [states.TERMINAL_KINDS[attempt.kind] for attempt in attempts if attempt.kind in states.TERMINAL_KINDS]
     if terminal:
