@@ -6,7 +6,7 @@ from domain import address
 from domain.campaign import CampaignContent, Recipient
 from domain.egress import DeliveryServer
 from store import campaigns, egress, suppressions
-from store.postgres import Pool, connection, transaction
+from store.postgres import Pool, PooledConnection, connection, transaction
 
 # Reports on the last messages of a delivery server arrive after it was deleted
 _DELETED_SERVERS_STILL_RECEIVE = "60 days"
@@ -29,21 +29,28 @@ async def keep(
     `peer` is an IP address. The message travels to the server once, however many recipients it has. Raises Unavailable.
     """
     async with transaction(pool, timeout_seconds=timeout_seconds) as conn:
-        await conn.execute("set local synchronous_commit = on", timeout=timeout_seconds)
-        rows = await conn.fetch(
-            "insert into inbound_messages (peer, mail_from, recipient, user_id, campaign_id, number, raw) "
-            # A tenant that is gone must not make us refuse mail that its token allows
-            "select $1::text::inet, $2, r, (select id from users where id = u), c, n, $7 "
-            "from unnest($3::text[], $4::bigint[], $5::bigint[], $6::int[]) as t (r, u, c, n) returning id",
-            peer,
-            mail_from,
-            [each.recipient for each in recipients],
-            [each.user_id for each in recipients],
-            [each.campaign_id for each in recipients],
-            [each.number for each in recipients],
-            raw,
-            timeout=timeout_seconds,
-        )
+        return await keep_in(conn, peer=peer, mail_from=mail_from, recipients=recipients, raw=raw, timeout_seconds=timeout_seconds)
+
+
+async def keep_in(
+    conn: PooledConnection, *, peer: str | None, mail_from: str, recipients: list[Received], raw: bytes, timeout_seconds: float
+) -> list[int]:
+    """The same inside a transaction of the caller's, which is made durable by it."""
+    await conn.execute("set local synchronous_commit = on", timeout=timeout_seconds)
+    rows = await conn.fetch(
+        "insert into inbound_messages (peer, mail_from, recipient, user_id, campaign_id, number, raw) "
+        # A tenant that is gone must not make us refuse mail that its token allows
+        "select $1::text::inet, $2, r, (select id from users where id = u), c, n, $7 "
+        "from unnest($3::text[], $4::bigint[], $5::bigint[], $6::int[]) as t (r, u, c, n) returning id",
+        peer,
+        mail_from,
+        [each.recipient for each in recipients],
+        [each.user_id for each in recipients],
+        [each.campaign_id for each in recipients],
+        [each.number for each in recipients],
+        raw,
+        timeout=timeout_seconds,
+    )
     return [row["id"] for row in rows]
 
 
