@@ -178,6 +178,7 @@ class CompiledCampaign:
             ),
             link_part=lambda number: links.link_part(part_key, content.user_id, content.id, number),
             destination_key=keyring.derive("click-destination"),
+            carried=bool(content.part),
         )
 
     def _base_url(self, field: str, domain: str, public_url: str) -> bytes:
@@ -250,6 +251,10 @@ class CompiledCampaign:
             reply_to, utf8 = header_rules.address_octets("reply_to", content.reply_to)
             layout.reply_to = header.mailbox(b"Reply-To", "", reply_to)
             layout.always_utf8 = layout.always_utf8 or utf8
+        layout.list_headers = b""
+        layout.listless = not content.list_id
+        if layout.listless:
+            return
         identity = header_rules.list_id(content, layout.message_domain or b"")
         name_and_id = _field("list.name", header.mailbox, b"List-ID", content.list_name, identity[1:-1])
         if not content.list_name:

@@ -60,6 +60,7 @@ class Tracking(NamedTuple):
     open_url: str
     link_part: Callable[[int], str]  # link number -> domain.links.link_part
     destination_key: bytes
+    carried: bool = False  # every followed link carries its own address: the contents of a message stream share their link numbers
 
     @property
     def wanted(self) -> bool:
@@ -93,7 +94,7 @@ def rewrite(field: str, source: str, tracking: Tracking) -> Rewritten:
         follow = tracking.links
         if follow and len(destinations) == MAX_LINKS:
             raise Invalid(field, f"{_position(source, start)}: there are more than {MAX_LINKS} links")
-        if kind == _SAME:
+        if kind == _SAME and not (follow and tracking.carried):
             url = with_utm(url, tracking)
             if follow:
                 destinations.append(url)

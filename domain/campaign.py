@@ -12,7 +12,7 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     version: int
     user_id: int
-    list_id: int
+    list_id: int  # 0: mail to nobody's list, with no way to leave one
     name: str
     subject: str
     from_name: str
@@ -31,6 +31,7 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     utm_medium: str = ""
     mail_class: str = "marketing"
     headers: tuple[tuple[str, str], ...] = ()  # custom header fields: name, template of the value
+    part: int = 0  # of a message stream: which of the contents that share its id
 
 
 class Recipient(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -56,6 +57,7 @@ class Batch(msgspec.Struct, array_like=True, gc=False):
     first_attempt_at: float  # POSIX seconds, 0.0 on the first attempt
     positions: list[int]
     recipients: list[Recipient]
+    part: int = 0  # of a message stream: which content its recipients get
 
 
 class CampaignTotals(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ class Layout:
     needs_data: bool
     needs_links: bool
     cfbl: bool
+    listless: bool
     custom: list[tuple[bytes, Program]] | None
     user: int
     campaign: int

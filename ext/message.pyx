@@ -83,6 +83,7 @@ cdef class Layout:
     cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
     cdef public bint always_utf8, needs_data, needs_links
     cdef public bint cfbl    # X-FBLId stands as CFBL-Feedback-ID, too
+    cdef public bint listless  # nothing to unsubscribe from
     cdef public list custom  # (name, Program) of header fields that differ; one without a value is left out
     cdef public object user, campaign
     cdef public Program subject, from_name, text, html
@@ -194,18 +195,20 @@ cdef class Layout:
         put(wire, <const unsigned char*>token, size)
         put_bytes(wire, b"@")
         put_bytes(wire, self.message_domain)
-        put_bytes(wire, b">\r\nMIME-Version: 1.0\r\nList-Unsubscribe: <")
-        put_bytes(wire, self.base_url)
-        put_bytes(wire, b"/u/")
-        put_bytes(wire, unsubscribe)
-        if self.mail_from_domain is not None:
-            put_bytes(wire, b">,\r\n <mailto:u-")
-            size = self.unsubscribe_mail_signer.write(numbers, 4, token)
-            put(wire, <const unsigned char*>token, size)
-            put_bytes(wire, b"@")
-            put_bytes(wire, self.mail_from_domain)
-            put_bytes(wire, b"?subject=unsubscribe")
-        put_bytes(wire, b">\r\n")
+        put_bytes(wire, b">\r\nMIME-Version: 1.0\r\n")
+        if not self.listless:
+            put_bytes(wire, b"List-Unsubscribe: <")
+            put_bytes(wire, self.base_url)
+            put_bytes(wire, b"/u/")
+            put_bytes(wire, unsubscribe)
+            if self.mail_from_domain is not None:
+                put_bytes(wire, b">,\r\n <mailto:u-")
+                size = self.unsubscribe_mail_signer.write(numbers, 4, token)
+                put(wire, <const unsigned char*>token, size)
+                put_bytes(wire, b"@")
+                put_bytes(wire, self.mail_from_domain)
+                put_bytes(wire, b"?subject=unsubscribe")
+            put_bytes(wire, b">\r\n")
         put_bytes(wire, self.list_headers)
         put_bytes(wire, b"X-FBLId: ")
         put(wire, <const unsigned char*>back, back_size)
