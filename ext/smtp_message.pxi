@@ -23,7 +23,8 @@ cdef class Message:
     """One message for one recipient, ready to leave.
 
     `wire` is the complete header and body, ended by CRLF, in which no line starts with a dot. `mail_from` may be empty
-    (the null sender). `ref` is the caller's and never looked at. `phase` tells how much of it has left.
+    (the null sender). `ref` is the caller's and never looked at. `phase` tells how much of it has left. `alone`, to be set before it
+    is submitted: nothing else is in flight on its connection, so that a lost link tells something about this message.
     Raises ValueError for an address that would break a command line and for content not ended by CRLF.
     """
 

@@ -40,6 +40,7 @@ cdef class Message:
     cdef readonly bytes wire
     cdef readonly object ref
     cdef readonly bint smtputf8
+    cdef public bint alone
     cdef readonly int phase
     cdef int verdict_stage
     cdef int verdict_code
@@ -68,6 +69,7 @@ cdef class SmtpProtocol:
     cdef int head
     cdef int count
     cdef int started
+    cdef int loners
     cdef Py_ssize_t last_size
     cdef Message last_content
 
@@ -118,6 +120,7 @@ cdef class SmtpProtocol:
     cpdef unsend(self, str reason, list outcomes)
     cdef int effective_window(self) noexcept
     cdef int _room(self) noexcept
+    cdef int _in_company(self, int wanted) noexcept
     cdef bint _sendable(self) noexcept
     cdef str awaited(self)
 

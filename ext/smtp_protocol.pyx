@@ -135,6 +135,8 @@ cdef class SmtpProtocol:
         else:
             window = self.effective_window()
             room = 0 if self.envelope_out or self.count > window // 2 else window - self.count
+        if self.loners:
+            return 0
         if self.max_messages > 0 and self.max_messages - self.submitted < room:
             room = self.max_messages - self.submitted
         return room if room > 0 else 0
@@ -147,8 +149,20 @@ cdef class SmtpProtocol:
         if self.content_due or self.lone_dot_due or self.next_command or (self.unconfirmed and self.reset_due):
             return True
         if self.count > self.started:
-            return not self.envelope_out and (not self.learned or self.started < self.effective_window())
+            if self.envelope_out or (self.learned and self.started >= self.effective_window()):
+                return False
+            return not self.loners or self._in_company(1) > 0
         return self.quitting and self.count == 0 and self.expected_count == 0
+
+    cdef int _in_company(self, int wanted) noexcept:
+        # How many of the next `wanted` messages may be begun now, when one of those held wants to be alone.
+        cdef int i
+        if self.started and (<Message> self.slots[self.head]).alone:
+            return 0
+        for i in range(wanted):
+            if (<Message> self.slots[(self.head + self.started + i) & (SLOTS - 1)]).alone:
+                return i if i or self.started else 1
+        return wanted
 
     # --- messages in -------------------------------------------------------------------------------------------------
 
@@ -162,6 +176,7 @@ cdef class SmtpProtocol:
         self.slots[(self.head + self.count) & (SLOTS - 1)] = message
         self.count += 1
         self.submitted += 1
+        self.loners += message.alone
         self.last_size = PyBytes_GET_SIZE(message.wire)
 
     def quit(self):
@@ -242,6 +257,8 @@ cdef class SmtpProtocol:
             envelopes = 1
         if envelopes < 0 or self.envelope_out:
             envelopes = 0
+        if self.loners and envelopes:
+            envelopes = self._in_company(envelopes)
         reset = self.reset_due
         for i in range(envelopes):
             m = <Message> self.slots[(self.head + self.started + i) & (SLOTS - 1)]
@@ -437,6 +454,7 @@ cdef class SmtpProtocol:
         self.head = (self.head + 1) & (SLOTS - 1)
         self.count -= 1
         self.started -= 1
+        self.loners -= m.alone
         outcomes.append(Outcome.__new__(Outcome, self.session, m, code, text, stage, True))
         return 0
 
@@ -569,6 +587,7 @@ cdef class SmtpProtocol:
             self.head = (self.head + 1) & (SLOTS - 1)
             self.count -= 1
             self.started -= 1
+            self.loners -= m.alone
             outcomes.append(Outcome.__new__(Outcome, self.session, m, 0, text, STAGE_LOST_C if in_doubt else STAGE_UNSENT_C, True))
         self.unsend(reason, outcomes)
         if self.fault is None:
@@ -591,4 +610,5 @@ cdef class SmtpProtocol:
             self.slots[(self.head + self.count - 1) & (SLOTS - 1)] = None
             self.count -= 1
             self.submitted -= 1
+            self.loners -= m.alone
             outcomes.append(Outcome.__new__(Outcome, self.session, m, 0, text, STAGE_UNSENT_C, False))

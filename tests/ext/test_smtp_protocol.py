@@ -65,6 +65,58 @@ def seen(outcomes: list[Outcome]) -> list[tuple[object, int, int, bytes, bool]]:
     return [(o.message.ref, o.stage, o.code, o.text, o.in_doubt) for o in outcomes]
 
 
+# --- alone ------------------------------------------------------------------------------------------------------------
+
+
+def alone(number: int) -> Message:
+    one = message(number)
+    one.alone = True
+    return one
+
+
+def test_with_chunking_nothing_shares_the_window_with_a_message_that_is_to_be_alone() -> None:
+    protocol = learned_window()
+    for one in (message(1), alone(2), message(3), alone(4)):
+        protocol.submit(one)
+    assert protocol.room == 0
+    sent = [protocol.output() or b""]
+    assert not protocol.sendable
+    for _ in range(3):
+        assert fed(protocol, GOOD)
+        sent.append(protocol.output() or b"")
+    assert [part.count(b"MAIL FROM") for part in sent] == [1, 1, 1, 1]
+    assert [b"r%d@" % number in part for number, part in enumerate(sent, 1)] == [True] * 4
+    assert len(fed(protocol, GOOD)) == 1
+    assert protocol.room == 4
+
+
+def test_with_data_the_envelope_of_the_next_waits_for_a_message_that_is_to_be_alone() -> None:
+    protocol = pipelined()
+    protocol.submit(alone(1))
+    protocol.output()
+    assert protocol.room == 0
+    fed(protocol, b"250 ok\r\n250 ok\r\n354 go\r\n")
+    assert protocol.room == 0
+    protocol.submit(message(2))
+    assert protocol.output() == BODY + b".\r\n"
+    fed(protocol, b"250 ok\r\n")
+    assert b"r2@" in (protocol.output() or b"")
+
+
+def test_when_the_link_goes_with_a_message_that_is_alone_nobody_else_was_begun() -> None:
+    protocol = learned_window()
+    for one in (alone(1), message(2), message(3)):
+        protocol.submit(one)
+    protocol.output()
+    outcomes: list[Outcome] = []
+    protocol.lose("gone", False, outcomes)
+    assert [(o.message.ref, o.stage, o.begun) for o in outcomes] == [
+        (1, STAGE_LOST, True),
+        (2, STAGE_UNSENT, False),
+        (3, STAGE_UNSENT, False),
+    ]
+
+
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
