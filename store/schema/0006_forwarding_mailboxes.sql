@@ -1,5 +1,5 @@
 -- Forwarding of received mail, and what was fetched from mailboxes
--- depends: 0004_custom_headers
+-- depends: 0005_feedback
 
 -- migrate: apply
 
