@@ -68,6 +68,7 @@ class Engine:
         self.paths: dict[int, EgressPath] = {}
         # An engine that was not seen for so long is gone; with 30 s leases it is known well before its leases end
         self.silent_seconds = max(3.0, min(10.0, settings.engine.lease_seconds / 3))
+        self._grace_seconds = min(5.0, settings.engine.lease_seconds / 6)  # from the end of a lease until others get its batch
         self._journal_root = load.journal_root(settings)
         self._tasks: list[asyncio.Task[None]] = []
         self._works: list[Work] = []
@@ -143,7 +144,7 @@ class Engine:
         )  # fmt: skip
         self.feeder = Feeder(
             settings.database.url, self._redis, engine.batch_recipients, engine.queue_low_batches, engine.queue_high_batches,
-            silent_seconds=self.silent_seconds, grace_seconds=min(5.0, engine.lease_seconds / 6), spared=self._journals_here,
+            silent_seconds=self.silent_seconds, grace_seconds=self._grace_seconds, spared=self._journals_here,
         )  # fmt: skip
         self.watchdog = Watchdog(self.turn, self.intake, self.feeder, self._ledger, self.paths, self._works)
         self.status = metrics.Status(self.id, self.node, self.turn, self.intake, self.feeder, self.paths, self._trouble)
@@ -241,7 +242,7 @@ class Engine:
         said = [self.turn.trouble, self.intake.trouble, self.feeder.trouble, self._ledger.trouble, self._accounting.trouble]
         said.append(self.intake.signing.trouble)
         said += [f"{work.name}: {work.trouble}" for work in self._works if work.trouble]
-        said += [*self._refused.values(), *self.watchdog.sentences]
+        said += [*self._refused.values(), *recovery.troubles(), *self.watchdog.sentences]
         return list(dict.fromkeys(filter(None, said)))
 
     # --- what changes while running -----------------------------------------------------------------------------------------
@@ -370,13 +371,12 @@ class Engine:
 
     # --- engines that died or stand still -------------------------------------------------------------------------------------
     def _journals_here(self) -> list[str]:
-        """The engines whose journals lie on this machine, this one's too: they are carried over here before their leases are free."""
-        with contextlib.suppress(OSError):
-            return [
-                self.id,
-                *(path.name for path in self._journal_root.iterdir() if path.name != self.id and not recovery.is_refused(path)),
-            ]
-        return [self.id]
+        """The engines whose journals lie on this machine, this one's too: they are carried over here before their leases are free.
+
+        Raises OSError, for example without descriptors: then nobody knows.
+        """
+        others = [path.name for path in self._journal_root.iterdir() if path.name != self.id and not recovery.is_refused(path)]
+        return [self.id, *others]
 
     async def _adopt(self) -> None:
         settings = self.settings.accounting
@@ -404,11 +404,14 @@ class Engine:
             if now - since < self.silent_seconds or directory.parent != self._journal_root or not directory.is_dir():
                 continue
             try:
+                as_of = await feed.database_time(self._pool)
                 carried = await bystander.carry_over(directory, self._pool)
             except JournalError as error:
                 log.error("the journal of a silent engine cannot be read", engine=engine, reason=str(error))
             else:
-                batches = await feed.call_back_of(self._pool, engine)
+                batches = await feed.call_back_of(self._pool, engine, as_of=as_of, grace_seconds=self._grace_seconds)
+                if not batches:  # none of its leases has ended for long enough
+                    continue
                 log.warning("an engine stands still; its batches go to others", engine=engine, batches=batches, journal_bytes=carried)
             self.feeder.wake()
 

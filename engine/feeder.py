@@ -213,7 +213,11 @@ class Feeder:
         self._asked_clock_at = answered_at
         if answered_at - self._steady_since < self._silent_seconds + _LONG_ANSWER_SECONDS:
             return
-        spared = list(self._spared())
+        try:
+            spared = list(self._spared())
+        except OSError as error:
+            self._say("cannot tell whose journals are here, so no leases are called back", reason=sentence(error))
+            return
         for campaign in campaigns:
             called_back = await feed.call_back_ended_leases(
                 conn, campaign.id, as_of=as_of, silent_seconds=self._silent_seconds, grace_seconds=self._grace_seconds, spared=spared

@@ -78,6 +78,11 @@ class HeldBatch:
         """Recipients that have not been taken."""
         return len(self.returned) + len(self.batch.recipients) - self.cursor
 
+    @property
+    def progress(self) -> tuple[int, int, int, int]:
+        """Differs when anything of it was sent, or came back, in between."""
+        return (self.cursor, len(self.returned), self.in_flight, self.open)
+
     def take(self, count: int) -> list[int]:
         """Take up to `count` recipients for sending; returns their indexes."""
         upto = min(len(self.batch.recipients), self.cursor + count)

@@ -73,7 +73,8 @@ class Intake:
 
     def settled(self, held: HeldBatch) -> None:
         """Every recipient of `held` has its outcome in the journal; the ledger ends the lease."""
-        if self.held.pop(held.key, None) is not None:
+        if self.held.get(held.key) is held:
+            del self.held[held.key]
             held.campaign.held -= 1
             path = self._paths.get(held.batch.delivery_server_id)
             if path is not None:
@@ -217,7 +218,8 @@ class Intake:
         for held in mine:
             if held.key not in kept:
                 held.lost = True
-            elif self.held.get(held.key) is held:
+            elif self.held.get(held.key) is held and not held.returning:
+                # One that is being handed back must not go on: while we waited for this answer, PostgreSQL may have been told to free it
                 held.lease_until = now + self.lease_seconds
                 if held.lost and not self.stopping:
                     held.lost = False
@@ -242,16 +244,18 @@ class Intake:
             for held in path.remove(lambda held, shut=shut: shut or held.lost or not held.campaign.running):  # type: ignore[misc]
                 held.lost = True
         async with self._handing_back:
-            unwanted = [held for held in self.held.values() if held.lost and not held.in_flight]
+            unwanted = {held: held.progress for held in self.held.values() if held.lost and not held.in_flight}
             in_hand = list(self._in_hand) if everything else []
             if not unwanted and not in_hand:
                 return
             await self._flush()
-            unwanted = [held for held in unwanted if held.lost and self.held.get(held.key) is held]
-            for held in unwanted:
+            # Extended and sent on meanwhile: what it says has not all been in the ledger yet
+            still = [h for h, before in unwanted.items() if h.lost and h.progress == before and self.held.get(h.key) is h]
+            for held in still:
                 held.returning = True  # from here on it must not go on, whatever PostgreSQL answers
-            await leases.hand_back(self._pool, self._engine_id, [held.key for held in unwanted])
-            for held in unwanted:
+            if still:
+                await leases.hand_back(self._pool, self._engine_id, [(*held.key, held.epoch) for held in still])
+            for held in still:
                 self.settled(held)
             if in_hand:
                 await leases.give_up(self._pool, self._engine_id, in_hand)
@@ -259,11 +263,16 @@ class Intake:
 
     async def return_forgotten(self) -> None:
         """Hand back what PostgreSQL says we lease and we do not hold: an answer was lost on the way, or the ledger came late."""
-        ended = [key for key in await leases.ended(self._pool, self._engine_id) if key not in self.held and key not in self._in_hand]
+        ended = [grant for grant in await leases.ended(self._pool, self._engine_id) if not self._has(grant)]
         if not ended:
             return
         await self._flush()
-        await leases.hand_back(self._pool, self._engine_id, [key for key in ended if key not in self.held and key not in self._in_hand])
+        if ended := [grant for grant in ended if not self._has(grant)]:
+            await leases.hand_back(self._pool, self._engine_id, ended)
+
+    def _has(self, grant: leases.Grant) -> bool:
+        key = (grant[0], grant[1])
+        return key in self.held or key in self._in_hand
 
     async def _flush(self) -> None:
         """Return when every outcome so far is in PostgreSQL. Raises Unavailable: it does not answer, or the journal holds some back."""

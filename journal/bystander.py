@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from journal.ledger import Ledger
-from journal.segment_files import START, Position, Reader, segment_numbers
+from journal.segment_files import START, Position, end_of, segment_numbers
 from journal.segments import Journal
 from store.postgres import Pool
 
@@ -30,7 +30,8 @@ class _ReadOnly:
 async def carry_over(directory: Path, pool: Pool) -> int:
     """Carry what is in the journal `directory` now into PostgreSQL. Returns bytes.
 
-    Raises Unavailable; Conflict when its owner, or another bystander, did the same at the same time; JournalError at damage.
+    Raises Unavailable; Conflict when its owner, or another bystander, did the same at the same time; JournalDamaged when something else
+    than records stands among them, after what stands before it was carried over; JournalError when the disk does not give it.
     """
     end = await asyncio.to_thread(_end, directory)
     ledger = Ledger(cast(Journal, _ReadOnly(directory, end)), pool)
@@ -43,9 +44,4 @@ async def carry_over(directory: Path, pool: Pool) -> int:
 
 def _end(directory: Path) -> Position:
     numbers = segment_numbers(directory)
-    if not numbers:
-        return START
-    with Reader(directory, Position(numbers[-1], 0), inherited=True) as reader:
-        while reader.read():
-            reader.advance()
-        return reader.cursor
+    return end_of(directory, numbers) if numbers else START

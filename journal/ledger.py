@@ -48,6 +48,7 @@ class Ledger:
         self._stored = START  # what PostgreSQL has as the cursor; differs where there are only headers in between
         self._cursor_known = False
         self._open = journal_record.OpenIntents()
+        self._fed = START  # how much of the journal `_open` has seen; behind `_cursor` where a bystander carried it over
         self._released_segment = 0
         self._wake = asyncio.Event()
         self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
@@ -174,9 +175,11 @@ class Ledger:
             make_rows,
             timeout_seconds=self._statement_timeout_seconds,
         )
+        if self._fed >= self._cursor:
+            for block, position in blocks:
+                self._open.feed(block, position.segment)
+            self._fed = end
         self._cursor, self._stored, self._cursor_known = end, end, True
-        for block, position in blocks:
-            self._open.feed(block, position.segment)
         if strays:
             self.strays += strays
             _log.warning("%d records of journal %s belong to campaigns or batches that are gone", strays, self._journal.engine_id)
@@ -192,10 +195,11 @@ class Ledger:
             return
         try:
             self._journal.write()
-            with Reader(self._journal.directory, cursor) as ahead:
+            with Reader(self._journal.directory, min(self._fed, cursor)) as ahead:
                 while block := ahead.read(until=self._journal.position):
                     self._open.feed(block, ahead.next.segment)
                     ahead.advance()
+            self._fed = cursor
             moved = self._open.before(cursor.segment)
             for record in moved:
                 self._journal.append(record)

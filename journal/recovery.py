@@ -17,20 +17,31 @@ from domain.errors import JournalError
 from ext import journal_record
 from journal.accounting_files import AccountingFiles
 from journal.ledger import Ledger
-from journal.segment_files import Reader
+from journal.segment_files import JournalDamaged, Reader
 from journal.segments import Journal, JournalOwned, sweep
 from store import accounting
 from store.postgres import Pool
 
 DOUBT: Final = "sending process died after the content may have left, possible duplicate"
-_ASK_AGAIN_SECONDS: Final = 60.0
+_ASK_AGAIN_SECONDS: Final = 60.0  # for a damaged journal
+_TRY_AGAIN_SECONDS: Final = 5.0  # for a disk that is full or does not answer
 
 # As `ext.journal_record.OpenIntents.records` gives it: kind, then the fields of domain.accounting.Intent
 Intent: TypeAlias = tuple[str, int, int, int, int, int, int, int, int, int]
 
 _log = logging.getLogger(__name__)
-# Journals that cannot be read, and when that was last tried: said once, not every second
-_refused: dict[Path, float] = {}
+
+
+class _Refusal(NamedTuple):
+    """Why a journal was not finished is said once, and it is not tried again every second."""
+
+    tried_at: float
+    pause: float
+    reason: str
+    carried: bool  # it is damaged, and what stands before the damage is in PostgreSQL: nothing more will come of it
+
+
+_refused: dict[Path, _Refusal] = {}
 
 
 async def adopt(
@@ -44,27 +55,35 @@ async def adopt(
 ) -> list[str]:
     """Finish the journal of every dead owner below `journal_root`. Returns their ids; cheap when there are none.
 
-    A journal that is damaged is left where it is, with everything before the damage carried over, and said so in the log.
+    A journal that is damaged is left where it is, with everything before the damage carried over, and said so in the log; one that the
+    disk does not give, or does not let us finish, is tried again.
     Raises Unavailable when PostgreSQL does not answer; what is left over is found by the next call.
     """
     adopted: list[str] = []
+    for directory in [directory for directory in _refused if not directory.exists()]:
+        del _refused[directory]  # an operator has moved it away
     if not journal_root.is_dir():
         return adopted
     sweep(journal_root)
     for directory in sorted(journal_root.iterdir()):
         if directory.name == own_id or directory.name.startswith(".") or not directory.is_dir():
             continue
-        if time.monotonic() - _refused.get(directory, -_ASK_AGAIN_SECONDS) < _ASK_AGAIN_SECONDS:
+        before = _refused.get(directory)
+        if before and time.monotonic() - before.tried_at < before.pause:
             continue
+        opened = False
         try:
             journal = await asyncio.to_thread(_open, directory)
+            opened = True
             await replay(journal, pool, accounting_path, records=records, max_size_bytes=max_size_bytes)
         except JournalOwned:
             continue
         except JournalError as error:
-            if directory not in _refused:
+            damaged = isinstance(error, JournalDamaged)
+            if before is None:
                 _log.error("the journal of a dead engine is not taken over: %s", error)
-            _refused[directory] = time.monotonic()
+            pause = _ASK_AGAIN_SECONDS if damaged else _TRY_AGAIN_SECONDS
+            _refused[directory] = _Refusal(time.monotonic(), pause, str(error), opened and damaged)
             continue
         _refused.pop(directory, None)
         adopted.append(directory.name)
@@ -72,8 +91,18 @@ async def adopt(
 
 
 def is_refused(directory: Path) -> bool:
-    """Whether the journal `directory` is damaged and was left where it is, as far as this process has tried."""
-    return directory in _refused
+    """Whether the journal `directory` is damaged, all that can be read of it is in PostgreSQL, and it was left where it is.
+
+    As far as this process has tried. One that could not be read at all, or not be finished, still has something to say: the recipients
+    of its batches must wait.
+    """
+    refusal = _refused.get(directory)
+    return refusal is not None and refusal.carried
+
+
+def troubles() -> list[str]:
+    """Why journals of dead engines were not finished, in words: their recipients may wait for it."""
+    return [f"the journal of a dead engine is not taken over: {refusal.reason}" for refusal in _refused.values()]
 
 
 def _open(directory: Path) -> Journal:
@@ -103,7 +132,8 @@ async def replay(
 ) -> Finished:
     """Finish one journal whose owner is dead and remove it, unless it is to `keep`. `elsewhere`: it was written on another node.
 
-    Raises JournalError at damage (after carrying over what stands before it) and Unavailable. The lock is free afterwards.
+    Raises JournalDamaged (after carrying over what stands before the damage), JournalError when the disk refuses, and Unavailable.
+    The lock is free afterwards.
     """
     ledger = Ledger(journal, pool)
     files = AccountingFiles(journal, accounting_path, records=records, max_size_bytes=max_size_bytes, elsewhere=elsewhere)

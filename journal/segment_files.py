@@ -24,6 +24,10 @@ _CRC = struct.Struct("<I")
 _MOST_BYTES_READ = 1 << 18
 
 
+class JournalDamaged(JournalError):
+    """What stands in a journal is not what was written there; trying again does not help."""
+
+
 class Position(NamedTuple):
     """A place in a journal: between two records, or (0, 0) for its very beginning."""
 
@@ -66,16 +70,16 @@ def pack_header(segment: int, engine_id: str, previous_end: int, previous_synced
 def read_header(path: Path) -> Header | None:
     """The header of a segment; None when its writer was stopped before it was whole.
 
-    Raises JournalError, naming the file, when it is not a segment or one of another version.
+    Raises JournalDamaged, naming the file, when it is not a segment or one of another version.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD.size + 65535 + _CRC.size)
     if head[:8] not in (MAGIC, MAGIC[: len(head)]) and head.strip(b"\0"):
-        raise JournalError(f"{path}: offset 0: this is no journal segment; move the file away to go on without it")
+        raise JournalDamaged(f"{path}: offset 0: this is no journal segment; move the file away to go on without it")
     if len(head) >= 10:
         version = int.from_bytes(head[8:10], "little")
         if head[:8] == MAGIC and version != VERSION:
-            raise JournalError(
+            raise JournalDamaged(
                 f"{path}: journal version {version}, this Sluice reads version {VERSION}; replay it with the Sluice that wrote it"
             )
     if len(head) < _HEAD.size or not head.strip(b"\0"):
@@ -86,8 +90,16 @@ def read_header(path: Path) -> Header | None:
         return None
     body = head[: size - _CRC.size]
     if _CRC.unpack_from(head, len(body))[0] != journal_record.crc32c(body):
-        raise JournalError(f"{path}: offset 0: the header of this segment is damaged; move the file away to go on without it")
+        raise JournalDamaged(f"{path}: offset 0: the header of this segment is damaged; move the file away to go on without it")
     return Header(segment, body[_HEAD.size :].decode(), created_at, previous_end, previous_synced, size)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether the writer of a segment was stopped before its header was whole."""
+    try:
+        return read_header(path) is None
+    except JournalDamaged:
+        return False
 
 
 class Reader:
@@ -104,6 +116,7 @@ class Reader:
         self._open_segment = 0
         self._header_size = 0
         self._end: int | None = None  # of the open segment, as the next one tells it
+        self._damage_follows = False  # the next segment has a header that cannot be read
         self._synced = 0  # below it, what the next segment calls whole must be whole
 
     def __enter__(self) -> "Reader":
@@ -126,7 +139,8 @@ class Reader:
         """The whole records behind `cursor`, about `most_bytes` of one segment; empty when there is nothing more.
 
         `until`: the `position` of a journal that is being written. Without it the journal's owner is dead: a torn end of the
-        last segment is dropped. Raises JournalError with file and offset on anything else that is not a record.
+        last segment is dropped. Raises JournalDamaged with file and offset on anything else that is not a record, and JournalError
+        when the disk does not give it.
         """
         try:
             block = self._read(max(most_bytes, 2 * journal_record.LONGEST_RECORD), until)
@@ -151,7 +165,7 @@ class Reader:
                 # No record starts here. It may be the end that a dying owner or a power cut left; but not if records follow it
                 if block or end is not None:
                     self._refuse_unless_torn(offset, end, alive=until is not None and not self._inherited)
-            if end is None or (until is not None and segment == until.segment):
+            if (end is None and not self._damage_follows) or (until is not None and segment == until.segment):
                 return b""  # the last segment is read
             self.next = Position(segment + 1, 0)
         return b""
@@ -171,18 +185,22 @@ class Reader:
             if not path.exists():
                 newer = [number for number in segment_numbers(self.directory) if number > segment]
                 if newer:
-                    raise JournalError(f"{path}: this segment is missing, yet {segment_path(self.directory, newer[0])} is there")
+                    raise JournalDamaged(f"{path}: this segment is missing, yet {segment_path(self.directory, newer[0])} is there")
                 return False
             header = read_header(path)
             if header is None:
                 if segment_path(self.directory, segment + 1).exists():
-                    raise JournalError(f"{path}: offset 0: this segment has no header, yet another one follows")
+                    raise JournalDamaged(f"{path}: offset 0: this segment has no header, yet another one follows")
                 return False
             self._fd = os.open(path, os.O_RDONLY)
             self._open_segment, self._header_size, self._end, self._synced = segment, header.size, None, 0
+            self._damage_follows = False
         if self._end is None and (until is None or until.segment > segment):
             following = segment_path(self.directory, segment + 1)
-            after = read_header(following) if following.exists() else None
+            try:
+                after = read_header(following) if following.exists() else None
+            except JournalDamaged:
+                after, self._damage_follows = None, True  # said when we get there: first what stands before it
             if after is not None:
                 self._end, self._synced = after.previous_end, after.previous_synced
         self.next = Position(segment, max(offset, self._header_size))
@@ -192,13 +210,39 @@ class Reader:
         """Nothing good starts at `offset`, where a record should; `end`: where the segment is said to end."""
         path = segment_path(self.directory, self._open_segment)
         rest = os.pread(self._fd, (os.fstat(self._fd).st_size if end is None else end) - offset, offset)
-        follows = journal_record.find(rest, 1)
+        follows = journal_record.find(rest, 0)
+        if not follows:
+            return  # whoever writes it has just finished this record: the next `read` finds it
         # With another segment behind it: a power cut may take the last moments of a segment and leave the next one
         if follows < 0 and not alive and (end is None or offset >= self._synced):
             self.torn = len(rest)
             return
         behind = f"; the next good record is at offset {offset + follows}" if follows > 0 else ""
-        raise JournalError(f"{path}: offset {offset}: this is not a journal record{behind}; keep the file and ask for help before going on")
+        raise JournalDamaged(
+            f"{path}: offset {offset}: this is not a journal record{behind}; keep the file and ask for help before going on"
+        )
+
+
+def end_of(directory: Path, numbers: list[int]) -> Position:
+    """Where the records of the segments `numbers` end: behind the last whole one, or behind its header where it has none.
+
+    Where something else stands among them it is the end of the file: readers must get to the damage and stop there by themselves,
+    because what stands before it is as true as ever. Raises JournalDamaged when nothing stands before it: the only segment is none of
+    this version. JournalError: the disk does not give it.
+    """
+    path = segment_path(directory, numbers[-1])
+    try:
+        header = read_header(path)
+        with Reader(directory, Position(numbers[-1], 0 if header is None else header.size)) as reader:
+            while reader.read():
+                reader.advance()
+            return reader.cursor
+    except JournalDamaged:
+        if len(numbers) == 1:
+            read_header(path)
+        return Position(numbers[-1], path.stat().st_size)
+    except OSError as error:
+        raise JournalError(f"{path}: the journal cannot be read: {error.strerror}") from error
 
 
 def _whole(block: bytes) -> int:

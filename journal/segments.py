@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from domain.errors import JournalError
-from journal.segment_files import START, Position, Reader, pack_header, read_header, segment_numbers, segment_path
+from journal.segment_files import START, Position, end_of, is_unfinished, pack_header, segment_numbers, segment_path
 
 LOCK_NAME: Final = "lock"
 _MAKING: Final = ".making-"
@@ -190,20 +190,11 @@ class Journal:
     def _find_end(self) -> None:
         """Go to the end of what an earlier owner wrote; a segment of which not even the header was whole is taken away."""
         numbers = segment_numbers(self.directory)
-        header = read_header(segment_path(self.directory, numbers[-1])) if numbers else None
-        if numbers and header is None:
+        if numbers and is_unfinished(segment_path(self.directory, numbers[-1])):
             segment_path(self.directory, numbers.pop()).unlink()
-            header = read_header(segment_path(self.directory, numbers[-1])) if numbers else None
-        if header is None:
+        if not numbers:
             return
-        with Reader(self.directory, Position(numbers[-1], header.size)) as reader:
-            try:
-                while reader.read():
-                    reader.advance()
-                self._segment, self._offset = reader.cursor
-            except JournalError:
-                # Readers must get to the damage, and stop there by themselves: what stands before it is as true as ever
-                self._segment, self._offset = numbers[-1], segment_path(self.directory, numbers[-1]).stat().st_size
+        self._segment, self._offset = end_of(self.directory, numbers)
         self._closed_sizes = {number: segment_path(self.directory, number).stat().st_size for number in numbers[:-1]}
 
     # --- group commit -------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ _GONE = (
 )
 
 
-async def database_time(conn: Connection | PooledConnection) -> datetime:
+async def database_time(conn: Connection | PooledConnection | Pool) -> datetime:
     """PostgreSQL's clock."""
     return cast(datetime, await conn.fetchval("select clock_timestamp()"))
 
@@ -192,13 +192,19 @@ async def call_back_ended_leases(
     return int(done.rpartition(" ")[2])
 
 
-async def call_back_of(pool: Pool, engine_id: str) -> int:
-    """Make the batches pending again whose lease of `engine_id` has ended. Call only when its journal has just been carried over."""
+async def call_back_of(pool: Pool, engine_id: str, *, as_of: datetime, grace_seconds: float = 0.0) -> int:
+    """Make the batches pending again whose lease of `engine_id` ended more than `grace_seconds` before `as_of`.
+
+    `as_of`: an answer of `database_time` from before its journal was read. What it sent under a lease that ended later may stand
+    behind the end that was read then; the grace is for answers to what was on the wire when the lease ended.
+    """
     done = await pool.execute(
         "update batches set state = 'pending', owner = null, lease_until = null "
-        "where owner = $1 and state = 'queued' and lease_until < now() "
+        "where owner = $1 and state = 'queued' and lease_until < $2::timestamptz - make_interval(secs => $3) "
         "and campaign_id = any(array(select id from campaigns where finished_at is null))",
         engine_id,
+        as_of,
+        grace_seconds,
     )
     return int(done.rpartition(" ")[2])
 

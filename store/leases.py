@@ -13,17 +13,22 @@ from asyncpg import BitString
 from store.postgres import Pool
 
 Key = tuple[int, int]  # (campaign_id, batch)
+Grant = tuple[int, int, int]  # (campaign_id, batch, epoch): one lease, never given twice
 
 
+_BATCHES = "unnest($2::bigint[], $3::int[]) as k(campaign_id, batch)"
+_GRANTS = "unnest($2::bigint[], $3::int[], $4::int[]) as k(campaign_id, batch, epoch)"
+_FREE = "state = 'pending', owner = null, lease_until = null"
 # Rows are locked in key order, as the ledger locks them, so that the two never wait for each other in a circle.
 _LOCKED = (
-    "with mine as (select b.campaign_id, b.batch from unnest($2::bigint[], $3::int[]) as k(campaign_id, batch) "
+    "with mine as (select b.campaign_id, b.batch from {keys} "
     "join batches b on b.campaign_id = k.campaign_id and b.batch = k.batch {join} "
     "where b.state = 'queued' and {which} order by b.campaign_id, b.batch for update of b) "
     "update batches b set {change} from mine where b.campaign_id = mine.campaign_id and b.batch = mine.batch "
 )
 _GRANT = (
     _LOCKED.format(
+        keys=_BATCHES,
         join="join campaigns c on c.id = k.campaign_id",
         which="c.state = 'running' and (b.owner is null or ($5 and b.owner = $1))",
         change="owner = $1, epoch = b.epoch + 1, lease_until = now() + make_interval(secs => $4)",
@@ -31,13 +36,13 @@ _GRANT = (
     + "returning b.campaign_id, b.batch, b.epoch, b.done"
 )
 _EXTEND = (
-    _LOCKED.format(join="", which="b.owner = $1", change="lease_until = now() + make_interval(secs => $4)")
+    _LOCKED.format(keys=_BATCHES, join="", which="b.owner = $1", change="lease_until = now() + make_interval(secs => $4)")
     + "returning b.campaign_id, b.batch"
 )
-_HAND_BACK = _LOCKED.format(join="", which="b.owner = $1", change="state = 'pending', owner = null, lease_until = null")
-_GIVE_UP = _LOCKED.format(join="", which="(b.owner = $1 or b.owner is null)", change="state = 'pending', owner = null, lease_until = null")
+_HAND_BACK = _LOCKED.format(keys=_GRANTS, join="", which="b.owner = $1 and b.epoch = k.epoch", change=_FREE)
+_GIVE_UP = _LOCKED.format(keys=_BATCHES, join="", which="(b.owner = $1 or b.owner is null)", change=_FREE)
 _ENDED = (
-    "select campaign_id, batch from batches where owner = $1 and state = 'queued' and lease_until < now() "
+    "select campaign_id, batch, epoch from batches where owner = $1 and state = 'queued' and lease_until < now() "
     "and campaign_id = any(array(select id from campaigns where state in ('preparing', 'running', 'paused', 'cancelling')))"
 )
 
@@ -64,9 +69,13 @@ async def extend(pool: Pool, owner: str, keys: list[Key], seconds: float, *, tim
     return {(row[0], row[1]) for row in await pool.fetch(_EXTEND, owner, *_columns(keys), seconds, timeout=timeout_seconds)}
 
 
-async def hand_back(pool: Pool, owner: str, keys: list[Key]) -> None:
-    """Give up leases: the batches become pending again. Call only when the ledger holds every outcome of theirs."""
-    await pool.execute(_HAND_BACK, owner, *_columns(keys))
+async def hand_back(pool: Pool, owner: str, grants: list[Grant]) -> None:
+    """Give up leases: the batches become pending again. Call only when the ledger holds every outcome of theirs.
+
+    PostgreSQL may carry this out long after we gave up waiting for it (a server that stood still reads what is in its sockets).
+    The epoch keeps it from ending a lease on the same batch that was granted since.
+    """
+    await pool.execute(_HAND_BACK, owner, *(list(column) for column in zip(*grants, strict=True)))
 
 
 async def give_up(pool: Pool, owner: str, keys: list[Key]) -> None:
@@ -74,6 +83,6 @@ async def give_up(pool: Pool, owner: str, keys: list[Key]) -> None:
     await pool.execute(_GIVE_UP, owner, *_columns(keys))
 
 
-async def ended(pool: Pool, owner: str) -> list[Key]:
-    """The batches whose lease `owner` still has in the table although it has ended."""
-    return [(row[0], row[1]) for row in await pool.fetch(_ENDED, owner)]
+async def ended(pool: Pool, owner: str) -> list[Grant]:
+    """The leases `owner` still has in the table although they have ended."""
+    return [(row[0], row[1], row[2]) for row in await pool.fetch(_ENDED, owner)]

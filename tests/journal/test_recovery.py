@@ -1,6 +1,9 @@
 """journal.recovery: a dead engine's journal is finished exactly once, by whoever finds it, however often that one is killed."""
 
 import asyncio
+import errno
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,12 @@ from tests.journal.records import NOW, intent, outcome
 from tests.store.campaigns import make_campaign
 
 DEAD = "node.1.dead"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has refused no journal yet."""
+    monkeypatch.setattr(recovery, "_refused", {})
 
 
 async def die(pool: Pool, root: Path, campaign: int, *, segment_bytes: int = 10**6) -> None:
@@ -180,7 +189,7 @@ async def test_lines_the_dead_engine_had_written_are_not_written_again(pool: Poo
 ADOPTER = """
 import asyncio, os, sys
 from pathlib import Path
-from journal import recovery, segments
+from journal import recovery
 from journal.accounting_files import AccountingFiles
 from journal.segments import Journal
 from store import accounting, postgres
@@ -243,4 +252,47 @@ async def test_killed_at_any_step_and_done_again_it_is_done_once(pool: Pool, fre
         for path in rubbish.iterdir():
             path.unlink()
         rubbish.rmdir()
+    await check(pool, campaign, root)
+
+
+async def test_a_journal_that_could_not_be_read_at_all_keeps_its_batches_waiting(pool: Pool, tmp_path: Path):
+    campaign, root = await make_campaign(pool, 12), tmp_path / "journal"
+    await die(pool, root, campaign)
+    path = segment_path(root / DEAD, 1)
+    content = bytearray(path.read_bytes())
+    content[8] += 1  # a version that this Sluice does not read
+    path.write_bytes(content)
+    assert await adopt(pool, root) == []
+    assert not recovery.is_refused(root / DEAD), "its outcomes are in no table: whoever sent its batches on would send them twice"
+    assert "journal version" in recovery.troubles()[0]
+    shutil.rmtree(root / DEAD)
+    await adopt(pool, root)
+    assert recovery.troubles() == []
+
+
+async def test_a_damaged_header_in_the_last_segment_loses_no_outcome_before_it(pool: Pool, tmp_path: Path):
+    campaign, root = await make_campaign(pool, 12), tmp_path / "journal"
+    await die(pool, root, campaign)
+    content = bytearray(segment_path(root / DEAD, 1).read_bytes())
+    content[20] ^= 0xFF
+    segment_path(root / DEAD, 2).write_bytes(content)
+    assert await adopt(pool, root) == []
+    assert recovery.is_refused(root / DEAD)
+    assert (await accounting.totals(pool, campaign)).delivered == 4
+
+
+async def test_a_full_disk_is_no_damage_and_the_batches_wait_until_it_has_room(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    campaign, root = await make_campaign(pool, 12), tmp_path / "journal"
+    await die(pool, root, campaign)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        assert await adopt(pool, root) == []
+    assert not recovery.is_refused(root / DEAD)
+    assert "No space left" in recovery.troubles()[0]
+    monkeypatch.setattr(recovery, "_refused", {})  # as if some seconds had passed
+    assert await adopt(pool, root) == [DEAD]
     await check(pool, campaign, root)

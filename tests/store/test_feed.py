@@ -97,7 +97,7 @@ async def test_an_ended_lease_of_a_living_engine_is_left_to_that_engine(pool: Po
         now = await feed.database_time(conn)
         assert await feed.call_back_ended_leases(conn, campaign, as_of=now, silent_seconds=10.0) == 0
         assert await leases.grant(pool, "two", [(campaign, 1)], 30.0) == {}, "its journal may hold outcomes that no table knows"
-        assert await leases.ended(pool, "one") == [(campaign, 1)]
+        assert await leases.ended(pool, "one") == [(campaign, 1, 1)]
         await pool.execute("update engines set seen_at = now() - interval '11 s'")
         assert await feed.call_back_ended_leases(conn, campaign, as_of=now, silent_seconds=10.0, spared=["one"]) == 0
         assert await feed.call_back_ended_leases(conn, campaign, as_of=now, silent_seconds=10.0, grace_seconds=60.0) == 0
@@ -182,7 +182,7 @@ async def test_cancelling_ends_every_recipient_without_an_outcome_once(pool: Poo
         while await feed.cancel_some(conn, campaign):
             pass
         assert not await feed.finish(conn, await active(pool, campaign))  # batch 2 is still leased
-        await leases.hand_back(pool, "one", [(campaign, 2)])
+        await leases.hand_back(pool, "one", [(campaign, 2, 1)])
         while await feed.cancel_some(conn, campaign):
             pass
         assert await feed.finish(conn, await active(pool, campaign))
@@ -237,7 +237,7 @@ async def test_a_lease_that_ends_goes_to_one_other_engine_with_a_new_epoch(pool:
     assert (await leases.grant(pool, "two", [key], 30.0))[key][0] == 2
     assert await leases.extend(pool, "one", [key], 30.0) == set()
     assert await leases.extend(pool, "two", [key], 30.0) == {key}
-    await leases.hand_back(pool, "one", [key])
+    await leases.hand_back(pool, "one", [(*key, 1)])
     assert await leases.extend(pool, "two", [key], 30.0) == {key}
 
 

@@ -1,0 +1,150 @@
+"""engine.intake: a batch is never sent by two at once, whatever order PostgreSQL does things in after it was away."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from config.keys import load_keyring
+from config.load import load
+from domain.campaign import Batch
+from domain.egress import DeliveryServer
+from engine.egress_path import EgressPath
+from engine.held import HeldBatch
+from engine.intake import Intake
+from engine.suppression_set import SuppressionSet
+from engine.turn import Turn
+from journal.ledger import Ledger
+from journal.segments import Journal
+from store import engines, feed, leases
+from store.feed import Announcement
+from store.postgres import Pool
+from tests.store.campaigns import make_campaign
+
+ME = "node.0.me"
+LEASE_SECONDS = 30.0
+MARGIN_SECONDS = 5.0
+
+
+class Parts:
+    """An engine's intake with one path, whose server is not there, and nothing that runs by itself but the ledger."""
+
+    def __init__(self, pool: Pool, redis: Redis, directory: Path, server: int) -> None:
+        settings = load(environ={"SLUICE_NODE__STATE_DIRECTORY": str(directory)})
+        self.pool = pool
+        self.journal = Journal(directory / "journal" / ME, engine_id=ME)
+        self.ledger = Ledger(self.journal, pool)
+        turn = Turn(self.journal, SuppressionSet(), MARGIN_SECONDS, lambda held: self.intake.settled(held))
+        about = DeliveryServer(id=server, user_id=1, name="s", host="127.0.0.1", port=1)
+        self.path = EgressPath(about, "", turn, "here.example", (0, 1))
+        self.intake = Intake(
+            ME, pool, redis, {server: self.path}, self.ledger, self.journal, load_keyring(settings), "", 4, LEASE_SECONDS, MARGIN_SECONDS,
+            settings.mail,
+        )  # fmt: skip
+
+    async def hold(self, announcement: Announcement, *, seconds: float) -> HeldBatch:
+        """Lease a batch as the engine does it; `seconds` may be negative: it has ended."""
+        async with self.pool.acquire() as conn:
+            positions, recipients = await feed.recipients_of(conn, announcement)
+        key = (announcement.campaign_id, announcement.batch)
+        epoch, done = (await leases.grant(self.pool, ME, [key], seconds))[key]
+        batch = Batch(*key, 1, self.path.server.id, time.time(), 0.0, positions, recipients)
+        await self.intake._hold(batch, epoch, done, time.monotonic() + seconds)
+        return self.intake.held[key]
+
+    def sendable(self) -> int:
+        """How many recipients the path would send now."""
+        return sum(len(indexes) for _, indexes in self.path.take(1000, time.monotonic(), MARGIN_SECONDS))
+
+
+@pytest.fixture
+async def parts(pool: Pool, redis: Redis, tmp_path: Path) -> AsyncIterator[Parts]:
+    campaign = await make_campaign(pool, 4)
+    made = Parts(pool, redis, tmp_path, int(await pool.fetchval("select delivery_server_id from campaigns where id = $1", campaign)))
+    running = asyncio.create_task(made.ledger.run())
+    yield made
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await made.path.stop()
+    made.journal.close()
+
+
+async def announced(pool: Pool) -> Announcement:
+    async with pool.acquire() as conn:
+        (campaign,) = await feed.active_campaigns(conn)
+        (announcement,) = await feed.announce(conn, campaign.id, 1)
+    return announcement
+
+
+async def waiting_for_locks(pool: Pool, count: int) -> None:
+    """Return when so many statements wait for a lock of somebody else's."""
+    async with asyncio.timeout(10):
+        while await pool.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'") < count:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_batch_that_is_being_handed_back_is_not_sent_on_when_its_extension_is_confirmed_late(pool: Pool, parts: Parts) -> None:
+    """What a stop of PostgreSQL longer than the leases leads to: both statements wait for the ledger's long transaction."""
+    announcement = await announced(pool)
+    held = await parts.hold(announcement, seconds=-1.0)
+    assert parts.sendable() == 0
+    assert held.lost
+    async with pool.acquire() as ledger, contextlib.AsyncExitStack() as transaction:
+        await transaction.enter_async_context(ledger.transaction())
+        await ledger.execute("select from batches where campaign_id = $1 for update", announcement.campaign_id)
+        extending = asyncio.create_task(parts.intake.extend_leases())
+        await waiting_for_locks(pool, 1)
+        returning = asyncio.create_task(parts.intake.hand_back())
+        await waiting_for_locks(pool, 2)
+        await transaction.aclose()
+        await asyncio.gather(extending, returning)
+    owner = await pool.fetchval("select owner from batches where batch = $1", announcement.batch)
+    assert (owner, parts.sendable(), parts.intake.held) == (None, 0, {}), "free for others, so not to be sent here"
+
+
+async def test_what_was_sent_while_the_ledger_was_waited_for_is_not_handed_back(
+    pool: Pool, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = await parts.hold(await announced(pool), seconds=-1.0)
+    assert parts.sendable() == 0
+    flush = parts.intake._flush
+
+    async def slowly() -> None:
+        await flush()
+        held.take(2)  # extended, sent on, settled, and stopped again
+        held.settle()
+        held.settle()
+
+    monkeypatch.setattr(parts.intake, "_flush", slowly)
+    await parts.intake.hand_back()
+    assert await pool.fetchval("select owner from batches") == ME
+    assert list(parts.intake.held.values()) == [held]
+
+
+async def test_a_hand_back_that_postgresql_carries_out_late_ends_no_newer_lease(pool: Pool, parts: Parts) -> None:
+    announcement = await announced(pool)
+    key = (announcement.campaign_id, announcement.batch)
+    held = await parts.hold(announcement, seconds=30.0)
+    before = [(*held.key, held.epoch)]
+    await leases.hand_back(pool, ME, before)
+    await announced(pool)
+    granted = await leases.grant(pool, ME, [key], 30.0)
+    await leases.hand_back(pool, ME, before)  # the one whose answer nobody waited for any more
+    assert await pool.fetchval("select owner from batches") == ME
+    await leases.hand_back(pool, ME, [(*key, granted[key][0])])
+    assert await pool.fetchval("select owner from batches") is None
+
+
+async def test_only_leases_that_ended_before_the_journal_was_read_are_called_back(pool: Pool, parts: Parts) -> None:
+    await engines.register(pool, ME, "node", 1, str(parts.journal.directory))
+    await parts.hold(await announced(pool), seconds=0.2)
+    as_of = await feed.database_time(pool)
+    await asyncio.sleep(0.3)
+    assert await feed.call_back_of(pool, ME, as_of=as_of) == 0
+    as_of = await feed.database_time(pool)
+    assert await feed.call_back_of(pool, ME, as_of=as_of, grace_seconds=60.0) == 0
+    assert await feed.call_back_of(pool, ME, as_of=as_of) == 1
