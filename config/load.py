@@ -6,6 +6,7 @@ configuration, with every problem found, each with file, line, key and reason (b
 """
 
 import difflib
+import ipaddress
 import os
 import re
 import socket
@@ -18,13 +19,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from config.settings import Mail, Settings
-from domain.errors import ConfigurationError
+from domain import mailbox
+from domain.errors import ConfigurationError, Invalid
 
 # Variables of ours that are no settings: the launcher, the build and the command read them
 OTHER_VARIABLES: Final = frozenset({"SLUICE_CONFIG", "SLUICE_NO_SYSTEM", "SLUICE_CYTHON_DEBUG", "SLUICE_NATIVE"})
 SECRET_KEYS: Final = frozenset({"secrets.key", "control.admin_key"})
 # Their values may hold a password, so no message repeats them
-UNQUOTED_KEYS: Final = SECRET_KEYS | {"database.url", "redis.url"}
+UNQUOTED_KEYS: Final = SECRET_KEYS | {"database.url", "redis.url", "inbound.mailboxes"}
 DATABASE_SCHEMES: Final = ("postgresql", "postgres")
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster")
 MINIMUM_ADMIN_KEY_CHARACTERS: Final = 16
@@ -220,9 +222,13 @@ def _contradictions(settings: Settings) -> list[tuple[str, str]]:
     if not settings.accounting.records:
         found.append(("accounting.records", "must name at least one of d, b, t"))
     listeners = [("control.port", control.host, control.port), ("inbound.http_port", inbound.http_host, inbound.http_port)]
-    listeners.append(("inbound.smtp_port", inbound.smtp_host, inbound.smtp_port))
+    listeners += [
+        (f"inbound.{name}", inbound.smtp_host, port)
+        for name, port in (("smtp_port", inbound.smtp_port), ("submission_port", inbound.submission_port), ("lmtp_port", inbound.lmtp_port))
+        if port
+    ]
     for index, (name, host, port) in enumerate(listeners):
-        if not host or re.search(r"[\s/@]", host):
+        if (not host or re.search(r"[\s/@]", host)) and name not in ("inbound.submission_port", "inbound.lmtp_port"):
             found.append((name.rpartition("port")[0] + "host", "must be a host name or an address"))
         for other, other_host, other_port in listeners[:index]:
             if port == other_port and (host == other_host or "0.0.0.0" in (host, other_host) or "::" in (host, other_host)):
@@ -230,7 +236,23 @@ def _contradictions(settings: Settings) -> list[tuple[str, str]]:
     found += [
         ("inbound.relay_domains", f"{domain!r:.80} is not a domain name") for domain in inbound.relay_domains if not _is_domain(domain)
     ]
+    if inbound.tls_key_file and not inbound.tls_certificate_file:
+        found.append(("inbound.tls_key_file", "is a key without a certificate; set inbound.tls_certificate_file, too"))
+    found += [("inbound.proxy_addresses", reason) for each in inbound.proxy_addresses if (reason := _network_problem(each))]
+    for each in inbound.mailboxes:
+        try:
+            mailbox.parse(each)
+        except Invalid as error:
+            found.append(("inbound.mailboxes", error.reason))
     return found + _mail_problems(settings.mail)
+
+
+def _network_problem(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return f"{text!r:.80} is no address and no network such as 10.0.0.0/8"
+    return ""
 
 
 def _is_domain(text: str) -> bool:

@@ -96,12 +96,19 @@ class Inbound(_Section, frozen=True):
 
     smtp_host: str = "127.0.0.1"
     smtp_port: Port = 2525
+    submission_port: OptionalPort = 0  # a second port for the same, usually 587
+    lmtp_port: OptionalPort = 0  # for an MTA in front of us
+    tls_certificate_file: str = ""  # empty: no STARTTLS
+    tls_key_file: str = ""  # empty: the key is in the certificate's file
+    proxy_addresses: tuple[str, ...] = ()  # addresses or networks that begin every connection with a PROXY header
     http_host: str = "127.0.0.1"
     http_port: Port = 8080
     public_url: str = "http://127.0.0.1:8080"  # how recipients reach the web side; a link domain of a delivery server replaces its host
     relay_domains: tuple[str, ...] = ()  # besides the MFROM domains of the delivery servers
     max_message_bytes: Bytes = 10 * 1024 * 1024
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=100000)] = 500
+    mailboxes: tuple[str, ...] = ()  # URLs, see inbound.mailboxes
+    mailbox_interval_seconds: Seconds = 60.0
 
 
 class Mail(_Section, frozen=True):

@@ -16,6 +16,7 @@ from control import (
     cli_classify,
     cli_dkim,
     cli_headers,
+    cli_inbound,
     cli_journal,
     cli_lists,
     cli_servers,
@@ -84,15 +85,6 @@ def control() -> None:
     become("control")
 
 
-@cli.command(epilog=EPILOG)
-def inbound() -> None:
-    """Run the inbound process in the foreground.
-
-    It serves one-click unsubscribe over HTTP and takes returned mail by SMTP.
-    """
-    become("inbound")
-
-
 @cli.command("sink", context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def sink(options: tuple[str, ...]) -> None:
@@ -157,6 +149,7 @@ def completion(shell: str) -> None:
 
 for module in (
     cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos, cli_classify, cli_dkim, cli_template, cli_headers,
+    cli_inbound,
 ):  # fmt: skip
     for command in module.COMMANDS:
         cli.add_command(command)

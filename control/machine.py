@@ -98,5 +98,7 @@ def ports(settings: Settings) -> dict[str, tuple[str, int]]:
     return {
         "control.port": (settings.control.host, settings.control.port),
         "inbound.smtp_port": (settings.inbound.smtp_host, settings.inbound.smtp_port),
+        "inbound.submission_port": (settings.inbound.smtp_host, settings.inbound.submission_port),
+        "inbound.lmtp_port": (settings.inbound.smtp_host, settings.inbound.lmtp_port),
         "inbound.http_port": (settings.inbound.http_host, settings.inbound.http_port),
     }

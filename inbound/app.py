@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import re
+import ipaddress
 import signal
+import ssl
 import sys
-import time
 from typing import Final
 
 import redis.asyncio
@@ -15,82 +15,20 @@ import structlog
 from config import load
 from config.keys import load_keyring
 from config.settings import Settings
-from domain import return_path
 from domain.errors import ConfigurationError, Unavailable
-from inbound.listener import Listener, Policy
+from inbound.listener import Certificate, Listener
+from inbound.policy import MailPolicy
+from inbound.session import Door, Limits, Patience
 from inbound.tracking import Keys, Tracker
 from inbound.web import Web, WebServer
 from inbound.web_view import WebView
 from journal.visits import Visits
-from store import batch_queue, inbound, postgres, redis_keys
+from store import batch_queue, postgres, redis_keys
 
 log = structlog.get_logger(__name__)
 
 REFRESH_SECONDS: Final = 2.0  # a new MFROM domain is taken mail for this soon
-STORE_TIMEOUT_SECONDS: Final = 10.0
 PUBLISH_TIMEOUT_SECONDS: Final = 1.0
-RETURN_PATH_DAYS: Final = 60  # reports come within days; later than this a stolen address is worth nothing
-ROLES: Final = frozenset({"postmaster", "abuse"})  # RFC 5321 §4.5.1, RFC 2142
-
-_ADDRESS = re.compile(
-    r"([A-Za-z0-9!#$&'*+/=?^_`{|}~.-]{1,64})@([A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+)"
-)  # no quotes, no %-hack, no routes
-
-
-class MailPolicy(Policy):
-    """Our addresses: signed return paths and unsubscribe addresses, postmaster@ and abuse@, below the domains we send from."""
-
-    def __init__(self, pool: postgres.Pool, return_path_key: bytes, unsubscribe_key: bytes, relay_domains: tuple[str, ...]) -> None:
-        self._pool = pool
-        self._keys = {return_path.BOUNCE: return_path_key, return_path.UNSUBSCRIBE: unsubscribe_key}
-        self._own_domains = frozenset(domain.lower() for domain in relay_domains)
-        self._domains = self._own_domains
-        self._addresses: frozenset[str] = frozenset()
-        self.kept = 0
-        self.refused_at_store = 0
-
-    async def refresh(self) -> None:
-        """Read the MFROM domains anew. Raises Unavailable; then the ones known before stay."""
-        domains, self._addresses = await inbound.return_addresses(self._pool, timeout_seconds=STORE_TIMEOUT_SECONDS)
-        self._domains = self._own_domains | domains
-
-    def recipient(self, address: str) -> tuple[inbound.Received | None, str]:
-        """What an address stands for, or the reply that refuses it."""
-        match = _ADDRESS.fullmatch(address)
-        if match is None or match[2].lower() not in self._domains:
-            return None, "550 5.7.1 Relaying denied"
-        local = match[1].lower()
-        address = f"{match[1]}@{match[2].lower()}"
-        if local in ROLES or address.lower() in self._addresses:
-            return inbound.Received(recipient=address), ""
-        for prefix, key in self._keys.items():
-            path = return_path.read(key, local, prefix)
-            if path is None:
-                continue
-            age = int(time.time() // 86400) - path.day
-            # An unsubscribe address works as long as somebody keeps the message it stands in
-            if prefix == return_path.UNSUBSCRIBE or -1 <= age <= RETURN_PATH_DAYS:
-                return inbound.Received(recipient=address, user_id=path.user_id, campaign_id=path.campaign_id, number=path.number), ""
-        return None, "550 5.1.1 No such address here"
-
-    async def deliver(self, peer: str, mail_from: str, recipients: list[inbound.Received], content: bytes) -> str:
-        """Store the message; 250 only when it is durable (P11)."""
-        try:
-            ids = await inbound.keep(
-                self._pool,
-                peer=peer or None,
-                mail_from=mail_from,
-                recipients=recipients,
-                raw=content,
-                timeout_seconds=STORE_TIMEOUT_SECONDS,
-            )
-        except Unavailable as failure:
-            self.refused_at_store += 1
-            log.warning("a message could not be stored; its sender will try again", peer=peer, reason=str(failure))
-            return "451 4.3.0 Cannot store it now, try again later"
-        self.kept += 1
-        log.info("message stored", peer=peer, recipients=len(recipients), size=len(content), id=ids[0])
-        return f"250 2.0.0 Stored as {ids[0]}"
 
 
 class Inbound:
@@ -112,18 +50,10 @@ class Inbound:
         database = self.settings.database
         pool = await postgres.open_pool(database.url, database.pool_size, database.command_timeout_seconds)
         self._redis = batch_queue.connect(self.settings.redis.url, self.settings.redis.timeout_seconds)
-        mail = self.settings.mail
-        ours = tuple(filter(None, (*settings.relay_domains, mail.sender_domain, mail.catch_all_domain)))
-        policy = MailPolicy(pool, keyring.derive("return-path"), keyring.derive("unsubscribe"), ours)
+        policy = MailPolicy.of(self.settings, pool, keyring)
         await policy.refresh()
-        listener = Listener(
-            policy,
-            host=settings.smtp_host,
-            port=settings.smtp_port,
-            hostname=load.node_name(self.settings),
-            max_message_bytes=settings.max_message_bytes,
-            max_connections=settings.max_connections,
-        )
+        certificate = Certificate(settings.tls_certificate_file, settings.tls_key_file) if settings.tls_certificate_file else None
+        listeners = self._listeners(policy, certificate)
         web: WebServer | None = None
         visits = Visits(load.state_directory(self.settings) / "visits" / f"{settings.http_port}")
         try:
@@ -131,29 +61,58 @@ class Inbound:
             view = WebView(pool, keyring, settings.public_url, self.settings.mail)
             web = _bind(Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view), settings.http_host, settings.http_port)
             await web.start()
-            await _listen(listener, settings.smtp_host, settings.smtp_port)
-            self._tasks.append(asyncio.create_task(self._follow(policy)))
+            for name, listener in listeners.items():
+                await _listen(listener, name, settings.smtp_host)
+            self._tasks.append(asyncio.create_task(self._follow(policy, certificate)))
             self._tasks.append(asyncio.create_task(visits.run(pool)))
-            sys.stdout.write(f"inbound ready smtp={_shown(listener.address)} http={_shown(web.address)}\n")
+            doors = " ".join(f"{name}={_shown(listener.address)}" for name, listener in listeners.items())
+            sys.stdout.write(f"inbound ready {doors} http={_shown(web.address)}\n")
             sys.stdout.flush()
             await self._stop.wait()
         finally:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(listener.stop(), *([web.stop()] if web else []), *self._tasks, return_exceptions=True)
+            await asyncio.gather(
+                *(listener.stop() for listener in listeners.values()),
+                *([web.stop()] if web else []),
+                *self._tasks,
+                return_exceptions=True,
+            )
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self._redis.aclose(), 0.2)
             pool.terminate()
             visits.close()
 
-    async def _follow(self, policy: MailPolicy) -> None:
-        """Keep the domains fresh; while PostgreSQL is away the last known ones stand."""
+    def _listeners(self, policy: MailPolicy, certificate: Certificate | None) -> dict[str, Listener]:
+        """By the names of their settings, without `_port`; those of port 0 are left out."""
+        settings = self.settings.inbound
+        limits = Limits(settings.max_connections, Patience())
+        door = Door(
+            hostname=load.node_name(self.settings),
+            max_message_bytes=settings.max_message_bytes,
+            tls=certificate.context if certificate else None,
+            proxies=tuple(ipaddress.ip_network(each) for each in settings.proxy_addresses),
+        )
+        ports = {"smtp": settings.smtp_port, "submission": settings.submission_port, "lmtp": settings.lmtp_port}
+        return {
+            name: Listener(policy, limits, door._replace(lmtp=name == "lmtp"), host=settings.smtp_host, port=port)
+            for name, port in ports.items()
+            if port
+        }
+
+    async def _follow(self, policy: MailPolicy, certificate: Certificate | None) -> None:
+        """Keep domains, forwarding rules and certificate fresh; while something is away or wrong, the last good one stands."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
+            if certificate is not None:
+                try:
+                    certificate.refresh()
+                except (OSError, ssl.SSLError) as failure:
+                    log.warning("the new TLS certificate cannot be used; the old one stays", reason=str(failure))
             try:
                 await policy.refresh()
             except Unavailable as failure:
-                log.warning("cannot read the return-path domains", reason=str(failure))
+                log.warning("cannot read the return-path domains and forwarding rules", reason=str(failure))
 
     async def _changed(self) -> None:
         """Tell the engines. They also look every second, so a lost word costs a second and a Redis that is away nothing more."""
@@ -168,11 +127,13 @@ def _bind(web: Web, host: str, port: int) -> WebServer:
         raise ConfigurationError([f"inbound.http_port: cannot listen on {host}:{port}: {failure.strerror or failure}"]) from failure
 
 
-async def _listen(listener: Listener, host: str, port: int) -> None:
+async def _listen(listener: Listener, name: str, host: str) -> None:
     try:
         await listener.start()
     except OSError as failure:
-        raise ConfigurationError([f"inbound.smtp_port: cannot listen on {host}:{port}: {failure.strerror or failure}"]) from failure
+        raise ConfigurationError(
+            [f"inbound.{name}_port: cannot listen on {host}:{listener.port}: {failure.strerror or failure}"]
+        ) from failure
 
 
 def _shown(address: tuple[str, int]) -> str:

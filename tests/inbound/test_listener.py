@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from inbound.app import MailPolicy
-from inbound.listener import MAX_ERRORS, MAX_RECIPIENTS, Listener, Patience, refusal
+from inbound.listener import Listener
+from inbound.policy import MailPolicy
+from inbound.session import MAX_ERRORS, MAX_RECIPIENTS, Door, Limits, Patience, refusal
 from store import postgres
 from store.postgres import Pool
 from tests.inbound.conftest import World
@@ -63,13 +64,10 @@ class Client:
 class Server:
     """The listener under test, on a store."""
 
-    def __init__(self, pool: Pool, world: World, patience: Patience = QUICK, connections: int = 50) -> None:
-        keyring = world.keyring
-        self.policy = MailPolicy(pool, keyring.derive("return-path"), keyring.derive("unsubscribe"), ("relay.example",))
-        self.listener = Listener(
-            self.policy, host="127.0.0.1", port=0, hostname="mx.mailer.example", max_message_bytes=LIMIT, max_connections=connections,
-            patience=patience,
-        )  # fmt: skip
+    def __init__(self, pool: Pool, world: World, patience: Patience = QUICK, connections: int = 50, **options: Any) -> None:
+        self.policy = MailPolicy(pool, world.keyring, ("relay.example",))
+        door = Door("mx.mailer.example", LIMIT)._replace(**options)
+        self.listener = Listener(self.policy, Limits(connections, patience), door, host="127.0.0.1", port=0)
         self.clients: list[Client] = []
 
     async def connect(self) -> Client:
