@@ -189,7 +189,7 @@ async def test_lines_the_dead_engine_had_written_are_not_written_again(pool: Poo
 ADOPTER = """
 import asyncio, os, sys
 from pathlib import Path
-from journal import recovery
+from journal import recovery, segments
 from journal.accounting_files import AccountingFiles
 from journal.segments import Journal
 from store import accounting, postgres
