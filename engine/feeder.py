@@ -278,4 +278,5 @@ class Feeder:
             announcement.first_attempt_at.timestamp() if announcement.first_attempt_at else 0.0,
             positions,
             recipients,
+            announcement.part,
         )

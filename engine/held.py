@@ -9,7 +9,7 @@ from domain.errors import Invalid
 
 
 class LiveCampaign:
-    """A campaign this engine sends: compiled once per content version, with its state as last seen in PostgreSQL."""
+    """A campaign, or a part of a message stream, that this engine sends: compiled once, with its state as last seen in PostgreSQL."""
 
     __slots__ = (
         "compiled",
@@ -39,6 +39,12 @@ class LiveCampaign:
         self.compiled: CompiledCampaign | None = None
         self.refusal: Invalid | None = None  # its content could not be compiled: every recipient gets an `x` record saying so
         self.held = 0
+
+    def queued(self, at: float) -> "LiveCampaign":
+        """The same content for one batch of a message stream, whose recipients were queued at `at` (POSIX seconds)."""
+        made = LiveCampaign(self.id, self.user_id, self.list_id, self.priority_class, self.version, at, self.server_version)
+        made.compiled, made.refusal, made.state = self.compiled, self.refusal, self.state
+        return made
 
     @property
     def running(self) -> bool:

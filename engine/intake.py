@@ -34,6 +34,8 @@ Key: TypeAlias = tuple[int, int]  # (campaign_id, batch)
 _POLL_SECONDS = 0.25  # while batches are held; also woken by the feeder's word in Redis and by a path that runs low
 _IDLE_POLL_SECONDS = 1.0  # while none is
 _RECOMPILE_KEEP = 200  # compiled campaigns kept when nothing of theirs is held
+_URGENT = PRIORITY_CLASSES[0]
+_URGENT_BATCHES = 8  # times held_batches: urgent mail does not wait for room, and its batches are often of one recipient
 _FLUSH_SECONDS = 20.0
 
 
@@ -45,7 +47,7 @@ class Intake:
         keyring: Keyring, public_url: str, held_batches: int, lease_seconds: float, lease_margin: float, mail: Mail,
     ) -> None:  # fmt: skip
         self.held: dict[Key, HeldBatch] = {}
-        self.campaigns: dict[int, LiveCampaign] = {}
+        self.campaigns: dict[Key, LiveCampaign] = {}  # (campaign, part)
         self.unreadable = 0
         self.trouble = ""
         self.held_batches = held_batches
@@ -130,25 +132,35 @@ class Intake:
         if not await batch_queue.any_waiting(self._redis, self._paths):
             return
         for path in list(self._paths.values()):
-            room = self.held_batches - path.held - sum(b.delivery_server_id == path.server.id for b in self._in_hand.values())
-            if room <= 0 or path.draining or not path.server.enabled or path.max_connections == 0:
+            server = path.server.id
+            in_hand = sum(b.delivery_server_id == server for b in self._in_hand.values())
+            if path.draining or not path.server.enabled or path.max_connections == 0:
                 continue
             if path.failures and path.held:
                 continue  # the server does not take what we hold already; leave the rest to those it works for
-            for priority_class in PRIORITY_CLASSES:
-                if room > 0:
-                    batches, unreadable = await batch_queue.take(self._redis, path.server.id, priority_class, room)
-                    self.unreadable += unreadable
-                    room -= len(batches)
-                    # Redis may hand out twice what we hold already
-                    self._in_hand.update((key, b) for b in batches if (key := (b.campaign_id, b.batch)) not in self.held)
+            urgent = sum(h.campaign.priority_class == _URGENT and h.batch.delivery_server_id == server for h in self.held.values())
+            taken = await self._take_class(server, _URGENT, _URGENT_BATCHES * self.held_batches - urgent - in_hand)
+            room = self.held_batches - (path.held - urgent) - in_hand - taken
+            for priority_class in PRIORITY_CLASSES[1:]:
+                room -= await self._take_class(server, priority_class, room)
+
+    async def _take_class(self, server_id: int, priority_class: str, room: int) -> int:
+        if room <= 0:
+            return 0
+        batches, unreadable = await batch_queue.take(self._redis, server_id, priority_class, room)
+        self.unreadable += unreadable
+        # Redis may hand out twice what we hold already
+        self._in_hand.update((key, b) for b in batches if (key := (b.campaign_id, b.batch)) not in self.held)
+        return len(batches)
 
     async def _hold(self, batch: Batch, epoch: int, done: BitString, lease_until: float) -> None:
         path = self._paths.get(batch.delivery_server_id)
-        campaign = await self._campaign(batch.campaign_id)
+        campaign = await self._campaign(batch.campaign_id, batch.part)
         if campaign is None:
             log.error("a batch of a campaign that is gone was dropped", campaign=batch.campaign_id, batch=batch.batch)
             return
+        if batch.part:
+            campaign = campaign.queued(batch.first_attempt_at or batch.composed_at)
         campaign.state = states.RUNNING  # the grant was given because it is
         held = HeldBatch(batch, campaign, epoch, done, lease_until)
         self.held[held.key] = held
@@ -162,13 +174,13 @@ class Intake:
             return
         path.add(held)
 
-    async def _campaign(self, campaign_id: int) -> LiveCampaign | None:
-        found = self.campaigns.get(campaign_id)
+    async def _campaign(self, campaign_id: int, part: int) -> LiveCampaign | None:
+        found = self.campaigns.get((campaign_id, part))
         if found is not None and found.compiled is not None:
             path = self._paths.get(found.compiled.content.delivery_server_id)
             if path is not None and path.server.version == found.server_version:
                 return found
-        loaded = await engines.campaign_content(self._pool, campaign_id)
+        loaded = await engines.campaign_content(self._pool, campaign_id, part)
         if loaded is None:
             return None
         content, priority_class = loaded
@@ -182,10 +194,10 @@ class Intake:
             except Invalid as refusal:
                 campaign.refusal = refusal
                 log.error("campaign content refused", campaign=campaign_id, reason=str(refusal))
-        self.campaigns[campaign_id] = campaign
+        self.campaigns[campaign_id, part] = campaign
         if len(self.campaigns) > _RECOMPILE_KEEP:
-            for other in [c for c in self.campaigns.values() if not c.held and c is not campaign]:
-                del self.campaigns[other.id]
+            for key in [key for key, c in self.campaigns.items() if not c.held and c is not campaign]:
+                del self.campaigns[key]
         return campaign
 
     async def watch_campaigns(self) -> None:

@@ -22,7 +22,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     state: str
     mail_class: str
-    list_id: int
+    list_id: int | None
     delivery_server_id: int
     subject: str
     from_name: str
@@ -125,8 +125,8 @@ async def get(conn: PooledConnection, user_id: int | None, campaign_id: int) -> 
 async def list_campaigns(conn: PooledConnection, user_id: int | None, before: int | None, limit: int, state: str | None) -> list[Campaign]:
     """Newest first, without their bodies; `user_id` None lists everybody's."""
     rows = await conn.fetch(
-        f"select {_BRIEF} from campaigns where ($1::bigint is null or user_id = $1) and ($2::bigint is null or id < $2) "
-        "and ($3::text is null or state = $3) order by id desc limit $4",
+        f"select {_BRIEF} from campaigns where stream_month is null and ($1::bigint is null or user_id = $1) "
+        "and ($2::bigint is null or id < $2) and ($3::text is null or state = $3) order by id desc limit $4",
         user_id,
         before,
         state,
@@ -156,19 +156,27 @@ async def delete(conn: PooledConnection, user_id: int | None, campaign_id: int) 
         raise Conflict(f"campaign {campaign_id} was started; only a draft can be deleted")
 
 
-async def content(conn: PooledConnection, campaign_id: int) -> CampaignContent:
-    """What a campaign says, as `compose` wants it. Raises NotFound."""
+async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> CampaignContent:
+    """What a campaign says, or a part of a message stream, as `compose` wants it. Raises NotFound."""
     row = await conn.fetchrow(
-        "select c.id, c.version, c.user_id, c.list_id, c.name, c.subject, c.from_name, c.from_email, c.reply_to, c.html, c.text, "
-        "c.track_links, c.track_opens, c.utm_source, c.utm_medium, l.name as list_name, "
-        "l.sender_email as list_sender_email, l.sender_name as list_sender_name, c.delivery_server_id, "
+        "select c.id, c.version, c.user_id, coalesce(c.list_id, 0) as list_id, c.name, c.subject, c.from_name, c.from_email, "
+        "c.reply_to, c.html, c.text, "
+        "c.track_links, c.track_opens, c.utm_source, c.utm_medium, coalesce(l.name, '') as list_name, "
+        "coalesce(l.sender_email, '') as list_sender_email, coalesce(l.sender_name, '') as list_sender_name, c.delivery_server_id, "
         f"extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class, {_HEADERS} "
-        "from campaigns c join lists l on l.id = c.list_id where c.id = $1",
+        "from campaigns c left join lists l on l.id = c.list_id where c.id = $1",
         campaign_id,
     )
     if row is None:
         raise NotFound("campaign", campaign_id)
-    return CampaignContent(**{**dict(row), "headers": custom_headers.of_campaign(row["headers"])})
+    fields = {**dict(row), "headers": custom_headers.of_campaign(row["headers"])}
+    if part:
+        said = await conn.fetchval("select content::text from message_parts where part = $1 and campaign_id = $2", part, campaign_id)
+        if said is None:
+            raise NotFound("message part", part)
+        # A part is never changed, so it is a version of its stream's content
+        fields |= {**msgspec.json.decode(said), "part": part, "version": part}
+    return msgspec.convert(fields, CampaignContent)
 
 
 async def start(pool: Pool, campaign_id: int, version: int, destinations: Sequence[str] = ()) -> Campaign:

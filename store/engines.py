@@ -97,11 +97,11 @@ async def campaign_versions(pool: Pool, campaign_ids: list[int]) -> dict[int, tu
     return {row["id"]: (row["state"], row["version"]) for row in rows}
 
 
-async def campaign_content(pool: Pool, campaign_id: int) -> tuple[CampaignContent, str] | None:
+async def campaign_content(pool: Pool, campaign_id: int, part: int = 0) -> tuple[CampaignContent, str] | None:
     """What a campaign says, and its priority class; None if there is no such campaign."""
     async with pool.acquire() as conn:
         try:
-            content = await campaigns.content(conn, campaign_id)
+            content = await campaigns.content(conn, campaign_id, part)
         except NotFound:
             return None
     return content, content.mail_class

@@ -29,6 +29,7 @@ class ActiveCampaign(msgspec.Struct, frozen=True):
     delivery_server_id: int
     mail_class: str
     prepared: bool
+    stream: bool = False  # recipients keep coming (`store.messages`)
 
 
 class Announcement(msgspec.Struct, frozen=True):
@@ -43,6 +44,7 @@ class Announcement(msgspec.Struct, frozen=True):
     queued_at: datetime
     first_attempt_at: datetime | None
     done: BitString
+    part: int = 0
 
 
 async def try_to_lead(conn: Connection | PooledConnection) -> bool:
@@ -53,10 +55,34 @@ async def try_to_lead(conn: Connection | PooledConnection) -> bool:
 async def active_campaigns(conn: Connection | PooledConnection) -> list[ActiveCampaign]:
     """Every campaign that is not a draft and not finished, oldest first."""
     rows = await conn.fetch(
-        "select id, state, delivery_server_id, mail_class, prepared_at is not null as prepared from campaigns "
+        "select id, state, delivery_server_id, mail_class, prepared_at is not null, stream_month is not null from campaigns "
         "where state in ('preparing', 'running', 'paused', 'cancelling') order by id"
     )
     return [ActiveCampaign(*row) for row in rows]
+
+
+def _partitions(campaign_id: int) -> dict[str, str]:
+    return {name: f"{name}_c{int(campaign_id)}" for name in ("recipients", "batches", "retries", "accounting")}
+
+
+async def make_partitions(conn: Connection | PooledConnection, campaign_id: int) -> dict[str, str]:
+    """Create the four tables of a campaign, to be filled before `attach_partitions`; returns parent -> table."""
+    tables = _partitions(campaign_id)
+    for name, table in tables.items():
+        # batches are updated in place: room on each page keeps those updates off the indexes
+        fill = " with (fillfactor = 50)" if name == "batches" else ""
+        await conn.execute(f"create table {table} (like {name} including defaults including constraints){fill}")
+        # with this check the attachment needs no scan of the rows
+        await conn.execute(f"alter table {table} add constraint {table}_only check (campaign_id = {int(campaign_id)})")
+    return tables
+
+
+async def attach_partitions(conn: Connection | PooledConnection, campaign_id: int) -> None:
+    """Make them partitions, in the transaction that made them."""
+    for name, table in _partitions(campaign_id).items():
+        statement = f"alter table {name} attach partition {table} for values in ({int(campaign_id)})"
+        await conn.execute(statement, timeout=_PREPARE_TIMEOUT_SECONDS)
+        await conn.execute(f"alter table {table} drop constraint {table}_only")
 
 
 async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_recipients: int) -> int:
@@ -65,17 +91,11 @@ async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_r
     The partitions are filled before they are attached: the parents are locked for a moment only, and the indexes are built
     once instead of being kept up row by row. Whatever state the campaign got meanwhile (paused, cancelling) is kept.
     """
-    tables = {name: f"{name}_c{int(campaign_id)}" for name in ("recipients", "batches", "retries", "accounting")}
     timeout = _PREPARE_TIMEOUT_SECONDS
     async with conn.transaction():
         if await conn.fetchval("select prepared_at is not null from campaigns where id = $1", campaign_id):
             return 0
-        for name, table in tables.items():
-            # batches are updated in place: room on each page keeps those updates off the indexes
-            fill = " with (fillfactor = 50)" if name == "batches" else ""
-            await conn.execute(f"create table {table} (like {name} including defaults including constraints){fill}")
-            # with this check the attachment below needs no scan of the rows
-            await conn.execute(f"alter table {table} add constraint {table}_only check (campaign_id = {int(campaign_id)})")
+        tables = await make_partitions(conn, campaign_id)
         inserted = await conn.execute(
             f"insert into {tables['recipients']} "
             "select $1, row_number() over (order by s.id), s.id, s.email, s.data from subscribers s, campaigns c "
@@ -95,9 +115,7 @@ async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_r
             batches,
             timeout=timeout,
         )
-        for name, table in tables.items():
-            await conn.execute(f"alter table {name} attach partition {table} for values in ({int(campaign_id)})", timeout=timeout)
-            await conn.execute(f"alter table {table} drop constraint {table}_only")
+        await attach_partitions(conn, campaign_id)
         await conn.execute(
             "update campaigns set recipients = $2, batches = $3, prepared_at = now(), "
             "state = case when state = 'preparing' then 'running' else state end where id = $1",
@@ -117,7 +135,7 @@ async def announce(conn: Connection | PooledConnection, campaign_id: int, limit:
         "from (select campaign_id, batch from batches where campaign_id = $1 and state = 'pending' order by batch limit $2) p "
         "where b.campaign_id = $1 and b.batch = p.batch and b.state = 'pending' "
         "returning b.campaign_id, b.batch, b.attempt, b.first_number, b.last_number, b.numbers, b.queued_at, "
-        "b.first_attempt_at, b.done",
+        "b.first_attempt_at, b.done, b.part",
         campaign_id,
         limit,
     )
@@ -236,26 +254,27 @@ async def call_back_announced(
 
 
 async def batch_due_retries(conn: Connection | PooledConnection, campaign_id: int, batch_recipients: int) -> int:
-    """Move deferred recipients whose time has come into new pending batches, one per attempt number. Returns how many."""
+    """Move deferred recipients whose time has come into new pending batches, one per attempt and content. Returns how many."""
     async with conn.transaction():
         rows = await conn.fetch(
-            "delete from retries where campaign_id = $1 and number in "
+            "delete from retries t where campaign_id = $1 and number in "
             "(select number from retries where campaign_id = $1 and due_at <= now() order by due_at limit $2) "
-            "returning number, attempt, first_attempt_at",
+            "returning number, attempt, first_attempt_at, coalesce((select m.part from messages m "
+            "where m.campaign_id = $1 and m.first_number <= t.number order by m.first_number desc limit 1), 0)",
             campaign_id,
             batch_recipients,
         )
         if not rows:
             return 0
-        groups: dict[int, list[tuple[int, datetime]]] = {}
-        for number, attempt, first_attempt_at in rows:
-            groups.setdefault(attempt, []).append((number, first_attempt_at))
+        groups: dict[tuple[int, int], list[tuple[int, datetime]]] = {}
+        for number, attempt, first_attempt_at, part in rows:
+            groups.setdefault((attempt, part), []).append((number, first_attempt_at))
         last = await conn.fetchval("update campaigns set batches = batches + $2 where id = $1 returning batches", campaign_id, len(groups))
-        for offset, (attempt, members) in enumerate(sorted(groups.items())):
+        for offset, ((attempt, part), members) in enumerate(sorted(groups.items())):
             numbers = sorted(number for number, _ in members)
             await conn.execute(
-                "insert into batches (campaign_id, batch, attempt, first_number, last_number, numbers, first_attempt_at, done) "
-                "values ($1, $2, $3, $4, $5, $6, $7, $8)",
+                "insert into batches (campaign_id, batch, attempt, first_number, last_number, numbers, first_attempt_at, done, part) "
+                "values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 campaign_id,
                 last - offset,
                 attempt,
@@ -264,6 +283,7 @@ async def batch_due_retries(conn: Connection | PooledConnection, campaign_id: in
                 numbers,
                 min(first for _, first in members),
                 BitString.frombytes(bytes(-(-len(numbers) // 8)), len(numbers)),
+                part,
             )
         return len(rows)
 
@@ -325,7 +345,18 @@ async def cancel_some(conn: Connection | PooledConnection, campaign_id: int) -> 
 
 
 async def finish(conn: Connection | PooledConnection, campaign: ActiveCampaign) -> bool:
-    """End a campaign that has nothing left: running becomes completed, cancelling becomes cancelled."""
+    """End a campaign that has nothing left: running becomes completed, cancelling becomes cancelled.
+
+    A stream, to which recipients may come at this very moment, is locked before it is looked at; its next message wakes it again.
+    """
+    if campaign.stream:
+        async with conn.transaction():
+            await conn.execute("select from campaigns where id = $1 for update", campaign.id)
+            return await _finish(conn, campaign)
+    return await _finish(conn, campaign)
+
+
+async def _finish(conn: Connection | PooledConnection, campaign: ActiveCampaign) -> bool:
     following = states.COMPLETED if campaign.state == states.RUNNING else states.CANCELLED
     done = await conn.execute(
         "update campaigns set state = $3, finished_at = now() where id = $1 and state = $2 and prepared_at is not null "

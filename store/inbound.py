@@ -5,7 +5,7 @@ import msgspec
 from domain import address
 from domain.campaign import CampaignContent, Recipient
 from domain.egress import DeliveryServer
-from store import campaigns, egress, suppressions
+from store import campaigns, egress, messages, suppressions
 from store.postgres import Pool, PooledConnection, connection, transaction
 
 # Reports on the last messages of a delivery server arrive after it was deleted
@@ -115,7 +115,7 @@ async def sent(pool: Pool, user_id: int, campaign_id: int, number: int, *, timeo
         )
         if row is None or row["composed_at"] is None:
             return None
-        content = await campaigns.content(conn, campaign_id)
+        content = await campaigns.content(conn, campaign_id, await messages.part_of(conn, campaign_id, number))
         server = await egress.get(conn, user_id, row["delivery_server_id"], deleted=True)
     recipient = Recipient(row["number"], row["subscriber_id"], row["email"], row["data"].encode())
     return Sent(content, server, recipient, row["composed_at"])

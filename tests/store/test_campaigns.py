@@ -16,7 +16,7 @@ async def test_a_start_and_a_deletion_of_what_it_needs_exclude_each_other(pool: 
         async with connection(pool) as conn:
             campaign = await campaigns.get(conn, None, campaign_id)
 
-        async def delete_list(list_id: int = campaign.list_id) -> None:
+        async def delete_list(list_id: int = campaign.list_id or 0) -> None:
             async with transaction(pool) as conn:
                 await lists.delete(conn, None, list_id)
 
