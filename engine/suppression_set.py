@@ -4,41 +4,42 @@ PostgreSQL is the truth; the set is loaded at start and follows what changed, at
 every second anyway. While PostgreSQL is away the set as last known is used.
 """
 
+import asyncio
+import os
+from typing import Any
+
 from domain import address
-from store import engines
-from store.engines import SuppressionChange
+from domain.errors import Invalid
+from ext.address_set import AddressSet
+from store import suppressions
 from store.postgres import Pool
 
 
 class SuppressionSet:
-    """Three scopes: the whole system, one user, one list of a user."""
+    """Three scopes: the whole system, one user, one list of a user; addresses, domains and local parts in each."""
 
     def __init__(self) -> None:
-        self._scopes: dict[tuple[int, int], set[str]] = {}
-        self._horizon = 0
+        self._set = AddressSet(os.urandom(16), _key_of)
+        self._since = ""
+        self._refreshing = asyncio.Lock()
 
     def __len__(self) -> int:
-        return sum(map(len, self._scopes.values()))
-
-    def apply(self, change: SuppressionChange) -> None:
-        """Add or remove one address."""
-        scope = self._scopes.setdefault((change.user_id, change.list_id), set())
-        if change.removed:
-            scope.discard(change.email_key)
-        else:
-            scope.add(change.email_key)
+        return len(self._set)
 
     async def refresh(self, pool: Pool) -> None:
         """Read what changed since the last time; the first time, everything."""
-        self._horizon = await engines.suppression_changes(pool, self._horizon, self.apply)
+        async with self._refreshing:
+            self._set.begin_copy()
+            self._since = await suppressions.changes(pool, self._since, self._set.feed_copy)
 
-    def scopes_for(self, user_id: int, list_id: int) -> list[set[str]]:
-        """The sets that matter for mail of this user to this list; empty ones left out."""
-        keys = ((0, 0), (user_id, 0), (user_id, list_id))
-        return [scope for key in keys if (scope := self._scopes.get(key))]
+    def among(self, user_id: int, list_id: int, recipients: list[Any], indexes: list[int]) -> list[int]:
+        """Those of `indexes` whose `recipients[index].email` must not be mailed by this user, on this list (0: none)."""
+        return self._set.suppressed(user_id, list_id, recipients, indexes)
 
 
-def is_suppressed(scopes: list[set[str]], email: str) -> bool:
-    """Tell whether any of `scopes` holds the address."""
-    key = address.key(email)
-    return any(key in scope for scope in scopes)
+def _key_of(email: str) -> str:
+    """The key of an address; of one that cannot be read, which cannot be suppressed or composed either, the text as it is."""
+    try:
+        return address.key(email)
+    except Invalid:
+        return email

@@ -24,7 +24,7 @@ from domain.reply import SmtpReply, one_line
 from engine import disposition, retry
 from engine.egress_path import EgressPath
 from engine.held import HeldBatch
-from engine.suppression_set import SuppressionSet, is_suppressed
+from engine.suppression_set import SuppressionSet
 from ext import turn_steps
 from ext.journal_record import pack_outcome, pack_withdrawal
 from ext.smtp_session import STAGE_CONTENT, STAGE_LOST, Message, Outcome, SmtpSession
@@ -168,14 +168,12 @@ class Turn:
 
     def _compose(self, path: EgressPath, held: HeldBatch, indexes: list[int], into: list[Message]) -> None:
         batch, campaign = held.batch, held.campaign
-        scopes = self._suppressions.scopes_for(campaign.user_id, campaign.list_id)
-        if scopes:
-            suppressed = [i for i in indexes if is_suppressed(scopes, batch.recipients[i].email)]
-            if suppressed:
-                for index in suppressed:
-                    self._local(path, held, index, states.KIND_SUPPRESSION, "5.7.1", "suppressed address", "")
-                gone = set(suppressed)
-                indexes = [i for i in indexes if i not in gone]
+        suppressed = self._suppressions.among(campaign.user_id, campaign.list_id, batch.recipients, indexes)
+        if suppressed:
+            for index in suppressed:
+                self._local(path, held, index, states.KIND_SUPPRESSION, "5.7.1", "suppressed address", "")
+            gone = set(suppressed)
+            indexes = [i for i in indexes if i not in gone]
         if campaign.compiled is None:
             for index in indexes:
                 self._local(
@@ -187,8 +185,13 @@ class Turn:
         except Exception as bug:
             log.error("composing failed unexpectedly, trying one by one", campaign=campaign.id, reason=f"{type(bug).__name__}: {bug}")
             built = [_build_alone(campaign.compiled, batch, index) for index in indexes]
+        made = len(into)
         for index, refusal in turn_steps.make_messages(built, held, indexes, into):
             self._local(path, held, index, states.KIND_EXPIRY, "5.6.0", str(refusal), "content-related")
+        if held.losses or (batch.attempt > 1 and path.windows):
+            # One of those tried again may be what ends its connections; nobody else is to be in doubt with it a second time
+            for message in into[made:]:
+                message.alone = (batch.attempt > 1 and path.windows) or held.is_suspect(message.ref[1])
 
     def _submit_sendable(self, path: EgressPath, session: SmtpSession, messages: list[Message]) -> None:
         """`session` has no SMTPUTF8: those that need it are refused here, the others are sent."""
@@ -219,11 +222,15 @@ class Turn:
             self._close(held)
             return
         reason = classify(code, text) if code >= 400 else None
-        losses = 0.0
+        limits, first_attempt_at, guilty = path.server.limits, held.batch.first_attempt_at, False
         unanswered = code in (0, 421, 503)
         if unanswered and outcome.begun:
-            losses = held.losses[index] = held.losses.get(index, 0.0) + path.came_back(session, in_doubt=outcome.stage == STAGE_LOST)
-        what = disposition.decide(outcome.stage, code, reason, losses=losses, on_uncertain=path.server.limits.on_uncertain)
+            path.came_back(session, in_doubt=outcome.stage == STAGE_LOST)
+            suspect, now = message.alone and held.is_suspect(index), self._now_us / 1e6
+            losses = held.lost_with(index, path.answers, now)
+            first_attempt_at = first_attempt_at or losses.since
+            guilty = (suspect and path.lively) or now - first_attempt_at > limits.max_age_seconds
+        what = disposition.decide(outcome.stage, code, reason, begun=outcome.begun, guilty=guilty, on_uncertain=limits.on_uncertain)
         diagnostic = f"{code} {text}" if code else text
         if what.path == "suspend":
             path.suspend(f"{path.server.host} answered {diagnostic}", session)
@@ -249,8 +256,7 @@ class Turn:
             if kind == states.KIND_UNCERTAIN:
                 kind, diagnostic, category = states.KIND_TRANSIENT, doubt, "bad-connection"
         if kind == states.KIND_TRANSIENT:
-            limits, now = path.server.limits, self._now_us / 1e6
-            due = retry.next_due(limits, held.batch.attempt, now, random.random(), held.batch.first_attempt_at)
+            due = retry.next_due(limits, held.batch.attempt, self._now_us / 1e6, random.random(), first_attempt_at)
             if due is None:
                 kind, category = states.KIND_EXPIRY, "message-expired"
                 status = "4.4.7"

@@ -13,15 +13,6 @@ from store.postgres import Pool
 _ALIVE_SECONDS = 10  # an engine not seen for longer has no share of the limits
 
 
-class SuppressionChange(msgspec.Struct, frozen=True):
-    """One address that became suppressed, or is no longer. user_id 0: the whole system; list_id 0: all lists of the user."""
-
-    user_id: int
-    list_id: int
-    email_key: str
-    removed: bool
-
-
 async def register(pool: Pool, engine_id: str, node: str, pid: int, journal_directory: str) -> None:
     """Enter this engine in the table of engines."""
     await pool.execute(
@@ -105,23 +96,3 @@ async def campaign_content(pool: Pool, campaign_id: int, part: int = 0) -> tuple
         except NotFound:
             return None
     return content, content.mail_class
-
-
-async def suppression_changes(pool: Pool, since: int, apply: Callable[[SuppressionChange], None]) -> int:
-    """Hand every suppression changed by a transaction not older than `since` (0: all) to `apply`; returns where to go on from.
-
-    A row is found even when its transaction commits after a younger one: `since` is the xmin of a snapshot, below which
-    everything has ended. The price is that some rows come twice, which a set does not mind.
-    """
-    if since and not await pool.fetchval("select exists (select from suppressions where changed >= $1::bigint::text::xid8)", since):
-        return since  # nothing new: the same place, for one short question
-    async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
-        horizon = await conn.fetchval("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
-        async for row in conn.cursor(
-            "select coalesce(user_id, 0), coalesce(list_id, 0), email_key, removed_at is not null from suppressions "
-            "where changed >= $1::bigint::text::xid8",
-            since,
-            prefetch=5000,
-        ):
-            apply(SuppressionChange(*row))
-    return int(horizon)
