@@ -1,5 +1,5 @@
 -- Suppressions of domains and local parts, and a form that every engine can read
--- depends: 0006_forwarding_mailboxes
+-- depends: 0007_message_streams
 
 -- migrate: apply
 
