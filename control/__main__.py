@@ -18,6 +18,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from config import logs
 from config.keys import load_keyring
 from config.load import admin_key_path, load, state_directory
 from config.settings import Settings
@@ -70,9 +71,7 @@ def main() -> int:
     """Run until told to stop; returns the exit code."""
     try:
         settings = load()
-        logging.basicConfig(
-            level=settings.node.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-        )
+        logs.configure(settings.node.log_level)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         # private servers are children of the thread that starts them, so this happens outside the event loop
         with embedded.resolve(settings.database.url, settings.redis.url, state_directory(settings)) as backends:

@@ -21,12 +21,12 @@ import msgspec
 import redis.asyncio
 import structlog
 
-from config import load
+from config import load, logs
 from config.keys import Keyring, load_keyring
 from config.settings import Settings
 from domain.egress import DeliveryServer
 from domain.errors import ConfigurationError, JournalError, SluiceError
-from engine import logs, metrics, reload
+from engine import metrics, reload
 from engine.egress_path import EgressPath
 from engine.feeder import Feeder
 from engine.intake import Intake

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvloop
 
-from config import load
+from config import load, logs
 from domain.errors import SluiceError
 from inbound.app import Inbound
 from store import embedded
@@ -17,6 +17,7 @@ def main() -> int:
     try:
         config = os.environ.get("SLUICE_CONFIG")
         settings = load.load(Path(config) if config else None)
+        logs.configure(settings.node.log_level)
         with embedded.resolve(settings.database.url, settings.redis.url, load.state_directory(settings)) as backends:
             settings = load.with_stores(settings, backends.database_url, backends.redis_url)
 

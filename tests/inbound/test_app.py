@@ -18,7 +18,9 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-async def start(tmp_path: Path, database_url: str, redis_url: str, **settings: str) -> asyncio.subprocess.Process:
+async def start(
+    tmp_path: Path, database_url: str, redis_url: str, *, stderr: int = asyncio.subprocess.PIPE, **settings: str
+) -> asyncio.subprocess.Process:
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -32,7 +34,7 @@ async def start(tmp_path: Path, database_url: str, redis_url: str, **settings: s
         **settings,
     }
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "inbound", cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-m", "inbound", cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=stderr
     )
 
 
@@ -85,3 +87,34 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path, fresh_database_url:
         assert f"inbound.smtp_port: cannot listen on 127.0.0.1:{port}" in errors.decode()
     finally:
         taken.close()
+
+
+async def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path, fresh_database_url: str, redis_url: str, world: World) -> None:
+    """As when `sluice up` was killed, or stands still: no word of the log may cost an answer."""
+    for reader_is in ("gone", "standing still"):
+        reading, writing = os.pipe()
+        if reader_is == "gone":
+            os.close(reading)
+        else:
+            os.write(writing, bytes(1 << 16))  # the pipe is full
+        process = await start(tmp_path, fresh_database_url, redis_url, stderr=writing)
+        os.close(writing)
+        try:
+            places = await ready(process)
+            for _ in range(2):  # each message is two lines of log
+                reader, writer = await asyncio.open_connection(*places["smtp"])
+                for command, code in (
+                    ("", b"220"), ("HELO x", b"250"), ("MAIL FROM:<>", b"250"), (f"RCPT TO:<{world.return_path()}>", b"250"),
+                    ("DATA", b"354"), ("a: b\r\n\r\nc\r\n.", b"250"), ("QUIT", b"221"),
+                ):  # fmt: skip
+                    writer.write(command.encode() + b"\r\n" if command else b"")
+                    assert (await asyncio.wait_for(reader.readline(), 10)).startswith(code), (reader_is, command)
+                writer.close()
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            if reader_is != "gone":
+                os.close(reading)
