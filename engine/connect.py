@@ -7,6 +7,7 @@ How TLS is checked and when AUTH is allowed is said in `domain.connect_failure`.
 
 import asyncio
 import functools
+import os
 import re
 import socket
 import ssl
@@ -32,6 +33,9 @@ _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 
 # The last good answer for each delivery server: a name server that is away must not stop mail to a host that is there.
 _last_found: dict[tuple[str, int], Any] = {}
+
+# The only answers of a resolver that speak about the name; every other one is about the resolver, or about us.
+_NO_SUCH_HOST = frozenset(getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name))
 
 _T = TypeVar("_T")
 
@@ -121,11 +125,15 @@ class _Handshake:
                 raise self.failed("resolve", sentence) from None
             limit += server.connect_timeout_seconds
             found = _last_found[key]
-        except (socket.gaierror, UnicodeError) as error:
-            if not isinstance(error, socket.gaierror) or error.errno != socket.EAI_AGAIN:
+        except (OSError, UnicodeError) as error:
+            # Without a descriptor the resolver reads neither its settings nor an answer, and says "no such host"
+            lacking = _lacking()
+            if not lacking and (isinstance(error, UnicodeError) or (isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_HOST)):
                 raise self.failed("resolve", f"there is no host {server.host}; check the host name", permanent=True) from None
             if key not in _last_found:
-                raise self.failed("resolve", f"the name server does not answer for {server.host}; it will be asked again") from None
+                reason = lacking or (one_line(str(error.strerror or error).encode()) if isinstance(error, OSError) else "")
+                sentence = f"{server.host} could not be looked up ({reason}); it will be tried again"
+                raise self.failed("resolve", sentence) from None
             found = _last_found[key]
         if source_address is not None:
             family = socket.AF_INET6 if ":" in source_address else socket.AF_INET
@@ -134,7 +142,11 @@ class _Handshake:
             raise self.failed("resolve", f"{server.host} has no address of the kind of {source_address}", permanent=True)
         trouble = ""
         for index, (family, kind, proto, _, address) in enumerate(found[:_MAX_KEYWORDS]):
-            sock = socket.socket(family, kind, proto)
+            try:
+                sock = socket.socket(family, kind, proto)
+            except OSError as error:  # no descriptor, no memory, no such address family
+                trouble = f"cannot connect to {self.where}: this machine gives no socket: {error.strerror or error}"
+                continue
             try:
                 sock.setblocking(False)
                 _keep_alive(sock)
@@ -380,11 +392,23 @@ async def connect(
 @functools.cache
 def _context(verify: bool) -> ssl.SSLContext:
     context = ssl.create_default_context()
+    if lacking := _lacking():
+        # It was made without the certificates it trusts, silently, and it would be kept (nothing that raises is)
+        raise ConnectFailed("tls", f"the trusted certificates could not be read: {lacking}; it will be tried again", permanent=False)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _lacking() -> str:
+    """Why this process can open nothing just now, in words; empty when it can."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return f"this machine lacks something: {error.strerror}"
+    return ""
 
 
 def _keep_alive(sock: socket.socket) -> None:

@@ -2,14 +2,15 @@
 
 Pure. The rows are in `TABLE`; what is not in it does not happen. Choices that are ours, not RFC 5321's:
 
-- A 421 says "I am closing" about the connection, so the recipient goes back unsent and no attempt is used (RFC 5321 §3.8). Only after
-  the final dot is it an answer to the message itself, and then it is a deferral: sending the same content again at once helps nobody.
+- A 421 says "I am closing" about the connection, at whatever stage, so the recipient goes back unsent and no attempt is used
+  (RFC 5321 §3.8). The same holds for a link that is lost before the final octet.
 - A 5xx to MAIL is final for this message (RFC 5321 §4.2.1), so it bounces, with path trouble noted: the recipient was not even named,
   and `bounce.classify` says "sender", so nothing is ever suppressed by it. A demand to authenticate or to use TLS (530, 534, 538)
   is about our configuration: the path is suspended until an operator acts, and the recipients wait.
 - 503 means that one of us lost step: the recipient goes back, the connection is not used again (R6).
-- A message that goes back unsent without end would never expire; after `MAX_LOSSES` it counts as deferred. Losses while the server
-  answered nobody weigh a tenth: then it is the server that is in trouble, and trouble of a server uses up no attempt.
+- A message that always goes back unsent would never end. The caller sends one that has lost several connections alone; when that
+  connection is lost too, and the server answers others, it is `guilty`, and its loss is a deferral. So is that of one that has gone
+  back for longer than a message may wait; trouble of a server by itself uses up no attempt.
 - A link lost after the final octet is in doubt (RFC 1047): a `u` record, then what the delivery server's `on_uncertain` says (R8).
 """
 
@@ -26,9 +27,6 @@ Connection = Literal["keep", "close"]
 Path = Literal["none", "connect-trouble", "throttle", "suspend"]
 
 REQUEUED: Final = states.PENDING  # back to its batch, unsent: no record, no attempt used
-MAX_LOSSES: Final = 3
-# A dead server must not use up attempts, and yet the last recipient of a campaign must not go round for ever.
-DEAD_SERVER_LOSS: Final = 0.1
 
 
 class Disposition(msgspec.Struct, frozen=True):
@@ -83,7 +81,7 @@ TABLE: Final[dict[int, dict[str, Disposition]]] = {
         "2xx": _DELIVERED,
         "4xx": _DEFERRED,
         "5xx": _BOUNCED,
-        "421": Disposition(states.DEFERRED, states.KIND_TRANSIENT, "close", "connect-trouble"),
+        "421": _CLOSING,
         "503": _OUT_OF_STEP,
         "locked out": _LOCKED_OUT,
         "nonsense": _IN_DOUBT,  # an answer that is none, after the final octet: it may have been taken
@@ -103,14 +101,19 @@ _LOCKED_OUT_CODES: Final = frozenset({530, 534, 538})  # RFC 4954 §6, RFC 3207 
 
 
 def decide(
-    stage: int, code: int, reason: BounceClass | None = None, *, losses: float = 0, on_uncertain: OnUncertain = "retry"
+    stage: int,
+    code: int,
+    reason: BounceClass | None = None,
+    *,
+    begun: bool = True,
+    guilty: bool = False,
+    on_uncertain: OnUncertain = "retry",
 ) -> Disposition:
     """Say what becomes of one message's recipient.
 
     `stage` is a STAGE_ constant of `ext.smtp_session`: STAGE_LOST when the link went after the final octet, STAGE_UNSENT when it went
     before. `code` is the reply's, 0 without one. `reason` is `bounce.classify` of the reply; it is needed for 4xx and 5xx only.
-    `losses` adds up how often this message has gone back after it was begun, this time included, each time weighed 1 or, while the
-    server answers nobody at all, `DEAD_SERVER_LOSS`; 0 when it never was begun.
+    `begun`: its MAIL had left. `guilty`: it is the message that ends the connections it is sent on, not the server.
     Raises KeyError on a stage that is not in the table.
     """
     row = TABLE[stage]
@@ -119,13 +122,13 @@ def decide(
     if stage == STAGE_LOST:
         return row[on_uncertain]
     if stage == STAGE_UNSENT:
-        return _bounded(row["cut off" if losses else "never begun"], losses)
+        return _charged(row["cut off"], guilty) if begun else row["never begun"]
     answer = _answer(code, reason)
     disposition = row[answer]
     if disposition is _IN_DOUBT:
         return TABLE[STAGE_LOST][on_uncertain]
     if disposition.recipient == REQUEUED:
-        return disposition if answer == "locked out" else _bounded(_with_path(disposition, reason), losses)
+        return disposition if answer == "locked out" else _charged(_with_path(disposition, reason), guilty)
     return _with_path(disposition, reason)
 
 
@@ -147,8 +150,8 @@ def _with_path(disposition: Disposition, reason: BounceClass | None) -> Disposit
     return msgspec.structs.replace(disposition, path="throttle")
 
 
-def _bounded(disposition: Disposition, losses: float) -> Disposition:
-    """Turn the third loss of the same message into a deferral: something about it may be what breaks the link."""
-    if losses < MAX_LOSSES:
+def _charged(disposition: Disposition, guilty: bool) -> Disposition:
+    """Turn a guilty message's return into a deferral."""
+    if not guilty:
         return disposition
     return Disposition(states.DEFERRED, states.KIND_TRANSIENT, disposition.connection, disposition.path)

@@ -16,7 +16,6 @@ from domain.egress import DeliveryServer
 from domain.errors import ConnectFailed
 from engine import path_plan
 from engine.connect import Connected, connect
-from engine.disposition import DEAD_SERVER_LOSS
 from engine.held import HeldBatch
 from engine.path_health import ALL, LOCK_STEP, PathHealth
 from engine.throttle import TokenBucket
@@ -64,6 +63,7 @@ class EgressPath:
         self.health = PathHealth(time.monotonic())
         self._looked_at = (0, 0)
         self._answered_at = float("-inf")
+        self.windows = False  # several messages are in doubt when one of its connections is lost
         self.bucket = TokenBucket(self._rate_share(), time.monotonic())
         self.sessions: set[SmtpSession] = set()
         self._waiting: set[SmtpSession] = set()  # have room and found nothing to send
@@ -128,13 +128,16 @@ class EgressPath:
         self.wake()
 
     def returned(self, held: HeldBatch, index: int) -> None:
-        """A recipient came back unsent; its batch goes to the front again if it had left the line."""
+        """A recipient came back unsent; its batch goes to the end of the line if it had left it.
+
+        The end, because it may be what the server ends its connections for: then the others show that the server works.
+        """
         held.give_back(index)
         if held.lost or not held.campaign.running:
             return  # intake hands it back
         line = self._batches[PRIORITY_CLASSES.index(held.campaign.priority_class)]
         if held not in line:
-            line.appendleft(held)
+            line.append(held)
         self.ready += 1
 
     def remove(self, unwanted: Callable[[HeldBatch], bool]) -> list[HeldBatch]:
@@ -218,11 +221,20 @@ class EgressPath:
         if self.health.answered(session.connection_id):
             self.wake()
 
-    def came_back(self, session: SmtpSession, *, in_doubt: bool) -> float:
-        """A message begun on `session` has no answer; says how much that speaks against the message and not the server."""
+    def came_back(self, session: SmtpSession, *, in_doubt: bool) -> None:
+        """A message begun on `session` has no answer."""
         session.facts.unanswered += 1
         session.facts.in_doubt += in_doubt
-        return 1.0 if time.monotonic() - self._answered_at < LIVELY_SECONDS else DEAD_SERVER_LOSS
+
+    @property
+    def lively(self) -> bool:
+        """Whether the server has answered somebody not long ago."""
+        return time.monotonic() - self._answered_at < LIVELY_SECONDS
+
+    @property
+    def untried(self) -> bool:
+        """Whether recipients wait that were never taken: others than those that may be what the server ends its connections for."""
+        return any(held.untried for line in self._batches for held in line)
 
     def slow_down(self, sentence: str) -> None:
         """A reply asked us to."""
@@ -347,6 +359,7 @@ class EgressPath:
         self.health.proven = True
         self.connections_opened += 1
         limits, level = server.limits, self.health.level
+        self.windows = limits.chunking and connected.chunking and level == ALL and limits.bdat_window > 1
         session = SmtpSession(
             self._turn,
             self,

@@ -1,11 +1,26 @@
 """What an engine holds in memory: live campaigns, and the batches it has leased, with what is still open in each."""
 
+import msgspec
 from asyncpg import BitString
 
 from compose.campaign import CompiledCampaign
 from domain import states
 from domain.campaign import Batch
 from domain.errors import Invalid
+
+SUSPECT_LOSSES = 2  # a recipient that lost so many connections is sent alone
+GUILTY_LOSSES = 8  # so many are no chance any more
+
+
+class Losses(msgspec.Struct):
+    """Connections that ended under one recipient's message before its answer.
+
+    `counted` are those that say something about the message: between one and the next the server answered somebody.
+    """
+
+    counted: int
+    answers: int  # the server's, at the last one
+    since: float  # POSIX seconds of the first
 
 
 class LiveCampaign:
@@ -75,7 +90,7 @@ class HeldBatch:
         self.in_flight = 0  # of those, handed to a connection
         self.cursor = 0
         self.returned: list[int] = []  # came back unsent: taken again when everybody else has been
-        self.losses: dict[int, float] = {}  # how much speaks against a recipient whose connection ended before its answer
+        self.losses: dict[int, Losses] = {}
         self.lost = False  # nothing more of it may be sent under this lease (R4)
         self.returning = False  # it is being handed back: lost for good
 
@@ -83,6 +98,26 @@ class HeldBatch:
     def ready(self) -> int:
         """Recipients that have not been taken."""
         return len(self.returned) + len(self.batch.recipients) - self.cursor
+
+    @property
+    def untried(self) -> bool:
+        """Whether some of its recipients were never taken."""
+        return self.cursor < len(self.batch.recipients)
+
+    def is_suspect(self, index: int) -> bool:
+        """Whether recipient `index` has lost so many connections that it is to be sent alone: then only the guilty one is charged."""
+        losses = self.losses.get(index)
+        return losses is not None and losses.counted >= SUSPECT_LOSSES
+
+    def lost_with(self, index: int, answers: int, now: float) -> Losses:
+        """A connection ended with recipient `index` begun; the server had given `answers` answers by then. `now` in POSIX seconds."""
+        losses = self.losses.get(index)
+        if losses is None:
+            losses = self.losses[index] = Losses(1, answers, now)
+        elif answers > losses.answers:
+            losses.counted += 1
+            losses.answers = answers
+        return losses
 
     @property
     def progress(self) -> tuple[int, int, int, int]:

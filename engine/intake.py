@@ -136,7 +136,7 @@ class Intake:
             in_hand = sum(b.delivery_server_id == server for b in self._in_hand.values())
             if path.draining or not path.server.enabled or path.max_connections == 0:
                 continue
-            if path.failures and path.held:
+            if path.failures and path.untried:
                 continue  # the server does not take what we hold already; leave the rest to those it works for
             urgent = sum(h.campaign.priority_class == _URGENT and h.batch.delivery_server_id == server for h in self.held.values())
             taken = await self._take_class(server, _URGENT, _URGENT_BATCHES * self.held_batches - urgent - in_hand)

@@ -8,6 +8,8 @@ import msgspec
 MIN_BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 300.0
 MAX_CONNECTED_BACKOFF_SECONDS = 5.0  # it greets us, and then ends every connection without an answer to any message
+LONG_CONNECTED_BACKOFF_SECONDS = 30.0  # and has done so some dozens of times
+PATIENCE = 30
 OPERATOR_BACKOFF_SECONDS = 60.0  # wrong password, TLS missing: at most one try a minute, so no account is locked out
 MESSAGES_PER_NEW_CONNECTION = 20  # do not open another connection for less work than this
 
@@ -72,7 +74,9 @@ def backoff_seconds(failures: int, *, permanent: bool, connected: bool, jitter: 
 
     `permanent`: only an operator can mend it, so never sooner than in a minute. `connected`: the server did greet us.
     """
-    longest = MAX_CONNECTED_BACKOFF_SECONDS if connected else MAX_BACKOFF_SECONDS
+    longest = MAX_BACKOFF_SECONDS
+    if connected:
+        longest = MAX_CONNECTED_BACKOFF_SECONDS if failures <= PATIENCE else LONG_CONNECTED_BACKOFF_SECONDS
     base = min(longest, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
     if permanent:
         return max(base, OPERATOR_BACKOFF_SECONDS) * (1.0 + 0.4 * jitter)

@@ -23,7 +23,7 @@ from domain.errors import Invalid, JournalError
 from domain.reply import SmtpReply, one_line
 from engine import disposition, retry
 from engine.egress_path import EgressPath
-from engine.held import HeldBatch
+from engine.held import GUILTY_LOSSES, HeldBatch
 from engine.suppression_set import SuppressionSet
 from ext import turn_steps
 from ext.journal_record import pack_outcome, pack_withdrawal
@@ -229,7 +229,9 @@ class Turn:
             suspect, now = message.alone and held.is_suspect(index), self._now_us / 1e6
             losses = held.lost_with(index, path.answers, now)
             first_attempt_at = first_attempt_at or losses.since
-            guilty = (suspect and path.lively) or now - first_attempt_at > limits.max_age_seconds
+            # On a connection of its own, or so often that the end of a connection others had used up is no excuse
+            guilty = suspect and path.lively and (session.sent == 1 or losses.counted >= GUILTY_LOSSES)
+            guilty = guilty or now - first_attempt_at > limits.max_age_seconds
         what = disposition.decide(outcome.stage, code, reason, begun=outcome.begun, guilty=guilty, on_uncertain=limits.on_uncertain)
         diagnostic = f"{code} {text}" if code else text
         if what.path == "suspend":

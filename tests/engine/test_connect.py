@@ -2,9 +2,12 @@
 
 import asyncio
 import datetime
+import errno
+import resource
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from domain.egress import DeliveryServer, DeliveryServerLimits
 from domain.errors import ConnectFailed
+from engine import connect as connect_module
 from engine.connect import Connected, connect
 from ext.smtp_session import STAGE_CONTENT, Message, Outcome, SmtpSession
 from tests.peers import DROP, HANG, HONEST, RESET, Peer, Script
@@ -220,6 +224,48 @@ async def test_a_name_server_that_is_away_does_not_stop_mail_to_a_host_that_was_
         (await opened(peer, host="localhost")).transport.abort()
         failure = await refused(peer, host="ip6-localhost")
     assert (failure.stage, failure.permanent) == ("resolve", False)
+
+
+@contextmanager
+def no_descriptor() -> Iterator[None]:
+    """This process can open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("host", "security", "stage"),
+    [("ip6-localhost", "none", "resolve"), ("mail.example", "none", "resolve"), ("127.0.0.1", "none", "connect"), ("127.1", "tls", "tls")],
+)
+async def test_what_this_machine_lacks_is_never_read_as_the_servers_fault(host: str, security: str, stage: str) -> None:
+    connect_module._context.cache_clear()
+    await asyncio.to_thread(int)  # the resolver's thread is there
+    with no_descriptor(), pytest.raises(ConnectFailed) as caught:
+        await connect(server(25, host=host, security=security), password="", ehlo_name="me.example")
+    assert (caught.value.stage, caught.value.permanent) == (stage, False)
+    assert "Too many open files" in str(caught.value)
+
+
+async def test_certificates_that_could_not_be_read_once_are_read_again() -> None:
+    connect_module._context.cache_clear()
+    with no_descriptor(), pytest.raises(ConnectFailed, match="trusted certificates"):
+        connect_module._context(True)
+    assert connect_module._context(True).cert_store_stats() == ssl.create_default_context().cert_store_stats()
+
+
+@pytest.mark.parametrize("trouble", [socket.gaierror(socket.EAI_FAIL, "failed"), OSError(errno.ENOMEM, "no memory")])
+async def test_a_resolver_in_trouble_says_nothing_about_the_host(monkeypatch: pytest.MonkeyPatch, trouble: Exception) -> None:
+    async def failing(*_: Any, **__: Any) -> Any:
+        raise trouble
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", failing)
+    failure = await refused(25, host="never-seen.example")
+    assert (failure.stage, failure.permanent) == ("resolve", False)
+    assert str(trouble.args[1]) in str(failure)
 
 
 async def test_a_refused_connection_is_named() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from domain import states
 from domain.bounce import classify
-from engine.disposition import MAX_LOSSES, REQUEUED, TABLE, decide
+from engine.disposition import REQUEUED, TABLE, decide
 from ext.smtp_session import STAGE_CONTENT, STAGE_DATA, STAGE_LOST, STAGE_MAIL, STAGE_RCPT, STAGE_UNSENT
 
 BEFORE_DOT = (STAGE_MAIL, STAGE_RCPT, STAGE_DATA)
@@ -44,7 +44,7 @@ ROWS = [
     (STAGE_CONTENT, "451 4.3.0 later", states.DEFERRED, "t", "keep", "none"),
     (STAGE_CONTENT, "550 5.7.1 blocked by spam filter", states.BOUNCED, "b", "keep", "throttle"),
     (STAGE_CONTENT, "552 5.3.4 message too large", states.BOUNCED, "b", "keep", "none"),
-    (STAGE_CONTENT, "421 4.3.2 closing", states.DEFERRED, "t", "close", "connect-trouble"),
+    (STAGE_CONTENT, "421 4.3.2 closing", REQUEUED, "", "close", "connect-trouble"),
     (STAGE_CONTENT, "503 5.5.1 need DATA", REQUEUED, "", "close", "none"),
     (STAGE_CONTENT, "530 5.7.0 Authentication required", REQUEUED, "", "close", "suspend"),
     (STAGE_CONTENT, "354 go on", states.DEFERRED, "u", "close", "connect-trouble"),
@@ -76,25 +76,25 @@ def test_what_is_in_doubt_is_named_and_then_treated_as_the_server_is_configured(
 
 
 def test_a_message_that_was_never_begun_goes_back_without_blame() -> None:
-    got = decide(STAGE_UNSENT, 0)
+    got = decide(STAGE_UNSENT, 0, begun=False)
     assert (got.recipient, got.kind, got.connection, got.path) == (REQUEUED, "", "close", "none")
 
 
-def test_a_message_cut_off_goes_back_unsent_until_the_third_loss_in_a_row() -> None:
-    for losses in range(1, MAX_LOSSES):
-        got = decide(STAGE_UNSENT, 0, losses=losses)
-        assert (got.recipient, got.kind, got.path) == (REQUEUED, "", "connect-trouble")
-    got = decide(STAGE_UNSENT, 0, losses=MAX_LOSSES)
+def test_a_message_cut_off_goes_back_unsent_unless_it_is_what_ends_the_connections() -> None:
+    got = decide(STAGE_UNSENT, 0)
+    assert (got.recipient, got.kind, got.path) == (REQUEUED, "", "connect-trouble")
+    got = decide(STAGE_UNSENT, 0, guilty=True)
     assert (got.recipient, got.kind, got.connection, got.path) == (states.DEFERRED, "t", "close", "connect-trouble")
 
 
-def test_a_server_that_closes_on_the_same_message_again_and_again_defers_it() -> None:
-    assert decide(STAGE_RCPT, 421, classify(421, "closing"), losses=MAX_LOSSES).kind == "t"
-    assert decide(STAGE_CONTENT, 503, None, losses=MAX_LOSSES).kind == "t"
+def test_a_guilty_message_is_deferred_whatever_the_server_closes_with() -> None:
+    assert decide(STAGE_RCPT, 421, classify(421, "closing"), guilty=True).kind == "t"
+    assert decide(STAGE_CONTENT, 421, classify(421, "closing"), guilty=True).kind == "t"
+    assert decide(STAGE_CONTENT, 503, None, guilty=True).kind == "t"
 
 
 def test_a_path_that_waits_for_an_operator_never_uses_up_an_attempt() -> None:
-    assert decide(STAGE_MAIL, 530, None, losses=50).recipient == REQUEUED
+    assert decide(STAGE_MAIL, 530, None, guilty=True).recipient == REQUEUED
 
 
 def test_a_stage_that_is_not_in_the_table_is_a_bug_of_ours() -> None:
@@ -102,12 +102,10 @@ def test_a_stage_that_is_not_in_the_table_is_a_bug_of_ours() -> None:
         decide(4711, 250)
 
 
-@given(
-    stage=st.sampled_from(ANSWERED), code=st.integers(0, 999), text=st.sampled_from([row[1][4:] for row in ROWS]), losses=st.integers(0, 5)
-)
-def test_no_false_verdict(stage: int, code: int, text: str, losses: int) -> None:
+@given(stage=st.sampled_from(ANSWERED), code=st.integers(0, 999), text=st.sampled_from([row[1][4:] for row in ROWS]), guilty=st.booleans())
+def test_no_false_verdict(stage: int, code: int, text: str, guilty: bool) -> None:
     """P5: `d` only after a 2xx to the content, `b` only after a 5xx."""
-    got = decide(stage, code, classify(code, text), losses=losses)
+    got = decide(stage, code, classify(code, text), guilty=guilty)
     if got.kind == "d":
         assert stage == STAGE_CONTENT
         assert 200 <= code <= 299

@@ -74,8 +74,9 @@ def test_back_off_doubles_up_to_five_minutes_and_is_spread() -> None:
     assert math.isclose(backoff_seconds(3, permanent=False, connected=False, jitter=1.0), 4.8)
 
 
-def test_a_server_that_greets_and_then_ends_every_connection_is_tried_again_every_five_seconds() -> None:
-    assert backoff_seconds(50, permanent=False, connected=True, jitter=0.5) == 5.0
+def test_a_server_that_greets_and_then_ends_every_connection_is_tried_again_every_five_seconds_and_later_every_half_minute() -> None:
+    assert backoff_seconds(30, permanent=False, connected=True, jitter=0.5) == 5.0
+    assert backoff_seconds(31, permanent=False, connected=True, jitter=0.5) == 30.0
 
 
 def test_what_only_an_operator_can_mend_is_tried_at_most_once_a_minute() -> None:

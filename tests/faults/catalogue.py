@@ -48,6 +48,6 @@ DOUBT: Final = tuple(  # R8
     for stage in ("dot", "accepted")
     for policy in ("retry", "assume", "fail")
 )
-ALWAYS: Final = (Fault("always-drops", "rcpt", "drop", times=0, picked=1, limits={"max_age_seconds": 0.5}),)
+ALWAYS: Final = (Fault("always-drops", "rcpt", "drop", times=0, picked=1, limits={"max_age_seconds": 4.0}),)
 
 FAULTS: Final = HANGS + LOSSES + CLOSING + REFUSALS + DESYNC + ODDITIES + FLOODS + LATER + SLOW + DOUBT + ALWAYS

@@ -122,8 +122,7 @@ async def test_a_server_that_ends_each_connection_after_some_messages_costs_nobo
         found.must_hold()
         found.none_uncertain()
         assert set(found.copies.values()) == {1}
-        again = [kinds for kinds in found.kinds.values() if kinds != "d"]
-        assert len(again) < 20, "only who was last in line three times may have been put off"
+        assert set(found.kinds.values()) == {"d"}
 
 
 async def test_tarpits_hung_and_lying_servers_do_not_slow_an_honest_one(machine: Machine, pool: Pool) -> None:
