@@ -38,6 +38,7 @@ class RecipientStatus(msgspec.Struct, frozen=True):
     diagnostic: str
     also: tuple[str, ...] = ()
     category: str = ""  # PowerMTA's own name for the reason, where it sent the report
+    mta: str = ""  # the host that said so
 
 
 def parse(text: str) -> list[RecipientStatus]:
@@ -110,8 +111,22 @@ def _recipient(fields: dict[str, str]) -> RecipientStatus | None:
     name = original or final
     return RecipientStatus(
         name, action, status, diagnostic[:MAX_DIAGNOSTIC], tuple(dict.fromkeys(address for address in spellings if address != name)),
-        fields.get("x-powermta-bouncecategory", "").lower(),
+        fields.get("x-powermta-bouncecategory", "").lower(), without_type(fields.get("remote-mta", "")),
     )  # fmt: skip
+
+
+def message_fields(text: str) -> dict[str, str]:
+    """The fields at the top of a message/delivery-status or message/feedback-report body, names in lower case, the first of each."""
+    fields: dict[str, str] = {}
+    for name, value in _FIELD.findall(_BLANK.split(text[:4096].replace("\r\n", "\n").lstrip("\n"), maxsplit=1)[0]):
+        fields.setdefault(name.lower(), " ".join(value.split()))
+    return fields
+
+
+def without_type(value: str) -> str:
+    """`mx.example.com` of `dns; mx.example.com` (RFC 3464 §2.1.2)."""
+    kind, semicolon, rest = value[:300].partition(";")
+    return rest.strip() if semicolon and " " not in kind.strip() else value[:300].strip()
 
 
 def address_of(value: str) -> str:

@@ -17,6 +17,8 @@ from inbound.report_words import words
 
 Kind = Literal["dsn", "arf", "unsubscribe", "autoreply", "challenge", "reply", "other"]
 
+MAX_CLASSIFIED: Final = 150  # texts of one message whose reason is looked for
+
 _RETURNED: Final = (*ENTERED, b"message/partial")
 _DAEMON = words("daemon")
 _BOUNCE_SUBJECT = words("bounce_subject")
@@ -50,10 +52,14 @@ class Failure(msgspec.Struct, frozen=True):
     reason: str
     means: BounceClass
     also: tuple[str, ...] = ()
+    mta: str = ""  # the host that refused, where the report says so
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What a message is. `action` of a dsn: failed, delayed or delivered. `exceeded`: the limit that cut the reading short (S17)."""
+    """What a message is. `action` of a dsn: failed, delayed or delivered. `exceeded`: the limit that cut the reading short (S17).
+
+    `format`: what a report was read from (dsn, text, ses, arf, jmrp); `report`: the beginning of its machine-readable part.
+    """
 
     kind: Kind
     action: str = ""
@@ -63,6 +69,10 @@ class Reading(msgspec.Struct, frozen=True):
     feedback: feedback_report.FeedbackReport | None = None
     returned: dict[bytes, bytes] = {}  # header fields of the returned message: where our tokens are looked for
     exceeded: str = ""
+    format: str = ""
+    report: str = ""
+    subject: str = ""
+    sender: str = ""
 
 
 def read(message: bytes, *, null_sender: bool = False, rules: BounceRules | None = None) -> Reading:
@@ -84,6 +94,9 @@ class _Triage:
         self.texts: list[Part] = []
         self.text: str | None = None
         self.returned_fields: dict[bytes, bytes] | None = None
+        self.format = "text"
+        self.report = ""
+        self.to_classify = MAX_CLASSIFIED
         self.subject = self.root.header(b"subject")[:500]
         self.sender = self.root.header(b"from")[:500]
         path = self.root.headers.get(b"return-path")
@@ -107,7 +120,8 @@ class _Triage:
 
     def read(self) -> Reading:
         if self.feedback:
-            complaint = feedback_report.parse(self.reader.text(self.feedback[0]))
+            self.report = self.reader.text(self.feedback[0])
+            complaint = feedback_report.parse(self.report)
             if complaint is not None:
                 return self._complaint(complaint)
         quoted = self.root.media != b"multipart/report" and not self.daemon and _ANSWER.match(self.subject) is not None
@@ -126,8 +140,9 @@ class _Triage:
         if b"x-amz-sns-message-id" in self.root.headers:
             notified = notifications.read(self._text())
             if isinstance(notified, feedback_report.FeedbackReport):
-                return Reading("arf", feedback=notified, exceeded=self.reader.exceeded)
+                return self._reading("arf", feedback=notified, format="ses")
             if notified:
+                self.format = "ses"
                 return self._from_entries(notified, "")
         hints = self._hints()
         auto = _AUTO_SUBJECT(self.subject) is not None
@@ -143,7 +158,9 @@ class _Triage:
     # --- bounces --------------------------------------------------------------------------------------------------------------
 
     def _from_statuses(self, parts: list[Part]) -> Reading:
-        entries = [entry for part in parts[:20] for entry in dsn.parse(self.reader.text(part))]
+        texts = [self.reader.text(part) for part in parts[:20]]
+        self.format, self.report = "dsn", texts[0]
+        entries = [entry for text in texts for entry in dsn.parse(text)]
         text = self._text()
         if not any(entry.recipient for entry in entries):
             prose = bounce_text.read(text, self._own(), self._hints() or self._returned_to())
@@ -159,7 +176,7 @@ class _Triage:
             if not entry.recipient:
                 continue
             means, status = self._why(entry, text)
-            failure = Failure(entry.recipient, status, entry.diagnostic, means, entry.also)
+            failure = Failure(entry.recipient, status, entry.diagnostic, means, entry.also, entry.mta)
             if entry.action == dsn.DELAYED:
                 delayed.append(msgspec.structs.replace(failure, means=msgspec.structs.replace(means, hard=False)))
             else:
@@ -169,7 +186,7 @@ class _Triage:
     def _why(self, entry: dsn.RecipientStatus, text: str) -> tuple[BounceClass, str]:
         """The class of one entry: its diagnostic, else what the text for people says about the recipient, else its status."""
         means, strong = self._first_strong(entry.diagnostic, entry.status)
-        if not strong and text:
+        if not strong and text and self.to_classify > 0:
             at = text.lower().find(entry.recipient)
             passage = bounce_text.reason_for(text, entry.recipient, at, len(text))[len(entry.recipient) :] if at >= 0 else text
             other, better = self._first_strong(passage, entry.status)
@@ -190,19 +207,26 @@ class _Triage:
         best = BounceClass("other", "infrastructure", hard=False, rule="other")
         stated = "" if status.endswith(".0.0") else status
         for reply in bounce_text.replies_in(text) or ([" ".join(text.split())] if text.strip() else []):
-            means = self.rules.classify(0, reply if not stated or reply[:1].isdigit() else f"{stated} {reply}")
+            means = self._classify(reply if not stated or reply[:1].isdigit() else f"{stated} {reply}")
             if means.rule not in _WEAK and not means.rule.startswith(("status-", "code-")):
                 return means, True
             if best.rule == "other":
                 best = means
         if best.rule == "other" and stated:
-            best = self.rules.classify(0, stated + " ")
+            best = self._classify(stated + " ")
         return best, False
+
+    def _classify(self, text: str) -> BounceClass:
+        """The class of a text, while the budget lasts: a made-up report of a thousand reasons must not cost a second."""
+        if self.to_classify <= 0:
+            return BounceClass("other", "infrastructure", hard=False, rule="other")
+        self.to_classify -= 1
+        return self.rules.classify(0, text)
 
     def _from_passages(self, text: str, weak: BounceClass) -> BounceClass:
         """The class the paragraphs of a text give, where neither reply nor the words at the address say anything."""
         for passage in bounce_text.passages(text):
-            means = self.rules.classify(0, passage)
+            means = self._classify(passage)
             if means.rule not in _WEAK and not means.rule.startswith(("status-", "code-")):
                 return means
             if weak.rule == "other":
@@ -287,14 +311,14 @@ class _Triage:
     def _bounce(self, failed: list[Failure], delayed: list[Failure], delivered: list[str], action: str = "") -> Reading:
         action = action or (dsn.FAILED if failed else dsn.DELAYED if delayed else dsn.DELIVERED if delivered else dsn.FAILED)
         unique = {failure.recipient: failure for failure in reversed(failed)}
-        return Reading(
+        return self._reading(
             "dsn",
-            action,
-            tuple(reversed(unique.values())),
-            tuple(delayed),
-            tuple(delivered),
+            action=action,
+            failed=tuple(reversed(unique.values())),
+            delayed=tuple(delayed),
+            delivered=tuple(delivered),
             returned=self._returned_fields(),
-            exceeded=self.reader.exceeded,
+            format=self.format,
         )
 
     def _inner(self) -> Reading | None:
@@ -315,7 +339,7 @@ class _Triage:
     def _complaint(self, report: feedback_report.FeedbackReport) -> Reading:
         if not report.recipients and report.feedback_type in feedback_report.ACTED_ON:
             report = msgspec.structs.replace(report, recipients=self._returned_to())
-        return Reading("arf", feedback=report, returned=self._returned_fields(), exceeded=self.reader.exceeded)
+        return self._reading("arf", feedback=report, returned=self._returned_fields(), format="arf")
 
     def _older_complaint(self) -> Reading | None:
         """Microsoft's junk mail report before it became ARF: the message itself, with the reporter's address in a field of its own."""
@@ -324,7 +348,7 @@ class _Triage:
                 reported = [value.decode("latin-1") for value in child.all(b"x-hmxmroriginalrecipient")]
                 if reported:
                     report = feedback_report.FeedbackReport("abuse", feedback_report.shown_addresses(reported), "", "", "JMRP", 1)
-                    return Reading("arf", feedback=report, returned=child.headers, exceeded=self.reader.exceeded)
+                    return self._reading("arf", feedback=report, returned=child.headers, format="jmrp")
         return None
 
     # --- everything else --------------------------------------------------------------------------------------------------------------
@@ -358,7 +382,12 @@ class _Triage:
         return self._plain("reply" if answers and not self.null_sender and not auto else "other")
 
     def _plain(self, kind: Kind) -> Reading:
-        return Reading(kind, exceeded=self.reader.exceeded)
+        return self._reading(kind)
+
+    def _reading(self, kind: Kind, **said: Any) -> Reading:
+        return Reading(
+            kind, exceeded=self.reader.exceeded, report=self.report[:4096], subject=self.subject, sender=self.sender, **said
+        )
 
     # --- helpers --------------------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ The row of a batch is locked before its bits are looked at: of two words about o
 the second becomes a `u` record (P1, P4).
 """
 
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,7 @@ COLUMNS = (
 )  # fmt: skip
 TOTALS_COLUMNS = ("delivered", "bounced", "expired", "suppressed", "cancelled", "deferrals", "uncertain")
 TERMINAL = "".join(states.TERMINAL_KINDS)
+_REFUSED = re.compile(rb"^\d+\t\d+\t\d+\t[bx]\t.*\n", re.MULTILINE)  # the lines of a COPY whose consequences somebody must draw
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -76,6 +78,9 @@ async def record(
         rows = make_rows(progress, {row[0] for row in existing})
         if any(rows.copy):
             await conn.copy_to_table("accounting", source=_chunks(rows.copy), columns=COLUMNS, timeout=timeout_seconds)
+        if any(counts[1] or counts[2] for counts in rows.totals.values()):
+            refused = [line for part in rows.copy for line in _REFUSED.findall(part)]
+            await conn.copy_to_table("refusals", source=_chunks(refused), columns=COLUMNS, timeout=timeout_seconds)
         await _settle(conn, {key: found for key, found in progress.items() if found[0] != before[key]})
         await _schedule(conn, rows.retries)
         await _count(conn, journal, rows.totals)

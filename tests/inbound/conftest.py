@@ -7,6 +7,7 @@ import pytest
 
 from config.keys import Keyring
 from domain import links, return_path
+from inbound.handling import Keys
 from store.postgres import Pool
 
 
@@ -23,6 +24,14 @@ class World(NamedTuple):
     @property
     def token(self) -> str:
         return links.token(self.keyring.derive("unsubscribe"), links.LinkParts(self.user_id, self.campaign_id, 1))
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.keyring.derive("return-path"), self.keyring.derive("unsubscribe"))
+
+    def unsubscribe_address(self, *, number: int = 1) -> str:
+        path = return_path.ReturnPath(self.user_id, self.campaign_id, number, 20000)
+        return return_path.build(self.keyring.derive("unsubscribe"), "bounce.mailer.example", path, return_path.UNSUBSCRIBE)
 
     def return_path(self, *, days_ago: int = 0, domain: str = "bounce.mailer.example", number: int = 1) -> str:
         day = int(time.time() // 86400) - days_ago
