@@ -4,16 +4,18 @@ The rules are data (`config/bounce_rules.toml`): an ordered list, the first that
 read once, in time linear in its length, whatever the peer wrote in it; a pattern that RE2 cannot run is refused when the rules are read.
 """
 
+import copy
 import functools
 import importlib.resources
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
 import re2  # type: ignore[import-untyped]
 
+from domain.bounce_patterns import BouncePatterns, Pattern, Verdict
 from domain.errors import Invalid
 from domain.reply import MAX_TEXT_BYTES
 
@@ -109,7 +111,15 @@ class BounceRules:
         self._classes: dict[bool, list[BounceClass]] = {
             permanent: [_class_of(rule, permanent) for rule in self.rules] for permanent in (False, True)
         }
+        self.patterns: BouncePatterns | None = None
         self.classify = functools.lru_cache(maxsize=8192)(self._classify)
+
+    def with_patterns(self, patterns: Sequence[Pattern]) -> "BounceRules":
+        """The same rules behind patterns of the operator. Raises Invalid where one of those is refused."""
+        made = copy.copy(self)
+        made.patterns = BouncePatterns(patterns, frozenset(CATEGORIES)) if patterns else None
+        made.classify = functools.lru_cache(maxsize=8192)(made._classify)
+        return made
 
     @classmethod
     def from_toml(cls, text: str) -> "BounceRules":
@@ -121,12 +131,17 @@ class BounceRules:
         return cls(read.rule, read.words)
 
     def _classify(self, code: int, text: str) -> BounceClass:
+        if self.patterns is not None and (number := self.patterns.first(code, text)) is not None:
+            return _as_operator_says(self.patterns.patterns[number], self.patterns.verdicts[number], *self._by_rules(code, text))
+        return self._by_rules(code, text)[0]
+
+    def _by_rules(self, code: int, text: str) -> tuple[BounceClass, bool]:
         subject, permanent = readable(code, text)
         matches = self._set.Match(subject)
         if not matches:
-            return BounceClass("other", "infrastructure", hard=False)
+            return BounceClass("other", "infrastructure", hard=False), permanent
         first: int = min(matches)
-        return self._classes[permanent][self._owner[first]]
+        return self._classes[permanent][self._owner[first]], permanent
 
     def explain(self, code: int, text: str) -> tuple[str, list[tuple[str, str]]]:
         """Why `classify` answers what it does: the reply as patterns see it; name and pattern of all that match, the deciding one first."""
@@ -141,6 +156,14 @@ def _class_of(rule: Rule, permanent: bool) -> BounceClass:
     fault = rule.fault or CATEGORIES[rule.category]
     hard = permanent and not rule.transient and fault == "recipient" and rule.category in HARD_CATEGORIES
     return BounceClass(rule.category, fault, hard, rule.transient, rule.name)
+
+
+def _as_operator_says(pattern: Pattern, verdict: Verdict, means: BounceClass, permanent: bool) -> BounceClass:
+    """An operator's Hard is about the recipient, whoever the rules would blame; where he names no category, theirs stays."""
+    category = verdict.category or means.category
+    fault = CATEGORIES[category] if verdict.category else means.fault
+    hard = verdict.hard if verdict.hard is not None else permanent and category in HARD_CATEGORIES
+    return BounceClass(category, "recipient" if hard else fault, hard, means.transient and not hard, f"pattern {pattern}")
 
 
 def _patterns(rule: Rule, words: Mapping[str, str]) -> list[str]:
