@@ -351,6 +351,9 @@ class Engine:
 
     async def _seen(self) -> None:
         share = await engines.seen(self._pool, self.id)
+        asked_at = time.monotonic()
+        said = await feed.database_time(self._pool)
+        self.turn.clock.heard(said.timestamp(), asked_at, time.monotonic())
         # Right after PostgreSQL was away every engine sees itself alone: only what is seen twice counts
         if share != self._share and (share == self._share_seen or not self.paths):
             self._share = share

@@ -1,5 +1,6 @@
 """What one engine says of itself: the heartbeat that `sluice status` and `sluice top` read, and Prometheus metrics."""
 
+import asyncio
 import resource
 import time
 from collections.abc import Callable, Iterable
@@ -55,6 +56,7 @@ class Status:
             "messages_per_second": round((self._turn.messages - messages) / elapsed, 1),
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
             "max_rss_bytes": usage.ru_maxrss * 1024,
+            "tasks": len(asyncio.all_tasks()),
             "held_batches": len(self._intake.held),
             "trouble": self._trouble(),
             "paths": [self._path(path, now, elapsed) for path in self._paths.values()],

@@ -22,12 +22,13 @@ from domain.campaign import Batch
 from domain.errors import Invalid, JournalError
 from domain.reply import SmtpReply, one_line
 from engine import disposition, retry
+from engine.clock import SteadyClock
 from engine.egress_path import EgressPath
 from engine.held import GUILTY_LOSSES, HeldBatch
 from engine.suppression_set import SuppressionSet
 from ext import turn_steps
 from ext.journal_record import pack_outcome, pack_withdrawal
-from ext.smtp_session import STAGE_CONTENT, STAGE_LOST, Message, Outcome, SmtpSession
+from ext.smtp_session import STAGE_CONTENT, STAGE_LOST, STAGE_MAIL, Message, Outcome, SmtpSession
 from journal.segments import Journal
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,7 @@ class Turn:
         self.stopping = False  # drain: nothing new is begun
         self.trouble = ""  # why nothing is sent at all (R5)
         self.messages = 0  # outcomes of attempts that reached a server
+        self.clock = SteadyClock()
         self._journal = journal
         self._suppressions = suppressions
         self._lease_margin = lease_margin
@@ -88,7 +90,7 @@ class Turn:
 
     def _run(self) -> None:
         self._scheduled = False
-        self._now_us = int(time.time() * 1e6)
+        self._now_us = self.clock.now_us()
         outcomes, self.outcomes = self.outcomes, []
         if outcomes:
             others, delivered, settled = turn_steps.record_deliveries(outcomes, self._journal.append, self._now_us)
@@ -222,6 +224,8 @@ class Turn:
             self._close(held)
             return
         reason = classify(code, text) if code >= 400 else None
+        if reason is not None and outcome.stage == STAGE_MAIL and reason.fault == "recipient":
+            reason = _SENDER_REFUSED
         limits, first_attempt_at, guilty = path.server.limits, held.batch.first_attempt_at, False
         unanswered = code in (0, 421, 503)
         if unanswered and outcome.begun:

@@ -19,24 +19,17 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench.chaos import peer_faults, process_faults, report, store_faults, storm
+from bench.chaos import isolation, matrix, peer_faults, process_faults, report, store_faults, storm, world_faults
 from bench.chaos.fault import CannotRun, Fault
-from bench.chaos.runner import Options, Run, Runner, summed
+from bench.chaos.runner import FLEET_NEEDS, Options, Run, Runner, summed
 from domain.errors import SluiceError
 
-FAULTS: Final[tuple[Fault, ...]] = (*process_faults.FAULTS, *store_faults.FAULTS, *peer_faults.FAULTS)
-CANNOT: Final = (
-    CannotRun(30, "packet loss", "needs a packet filter in a network namespace; a proxy sees streams, not packets"),
-    CannotRun(32, "wrong or expired certificate", "loopback peers are not verified; tests/engine/test_connect.py plays it"),
-    CannotRun(34, "DNS", "needs a resolver of its own in a network namespace; delivery servers here have addresses"),
-    CannotRun(35, "clock jumps", "needs libfaketime, which is not here"),
-    CannotRun(39, "webhooks", "there are none yet"),
-    CannotRun(40, "tracking burst", "there is no tracking yet"),
-)
+FAULTS: Final[tuple[Fault, ...]] = (
+    *process_faults.FAULTS, *store_faults.FAULTS, *peer_faults.FAULTS, *world_faults.FAULTS, *isolation.FAULTS
+)  # fmt: skip
+CANNOT: Final = (CannotRun(39, "webhooks", "there are none yet"),)
 QUICK_RECIPIENTS: Final = 6_000
 QUICK_RATE: Final = 2000.0
-QUICK_SECONDS: Final = 170.0
-_QUICK_SHARE: Final = 11.0  # seconds a fault of --quick takes; where fewer are left for each, it gets fewer recipients
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--fault", action="append", default=[], metavar="NAME", help="this fault only (repeatable; --list shows them)")
     add("--seeds", type=_at_least(1), default=1, metavar="N", help="runs of each fault, with seeds that count up (%(default)s)")
     add("--seed", type=int, default=1, metavar="S", help="the first seed; the same one makes the same choices (%(default)s)")
+    add("--jobs", type=_at_least(1), default=1, metavar="N", help="fleets at a time, each with stores of its own (%(default)s)")
     add("--minutes", type=float, metavar="M", help="mixed chaos instead: a random fault every 20 s for that long")
     add("--kills", type=_at_least(1), metavar="N", help="kill storm instead: that many kill -9 of engines under full load")
     add("--terms", type=_at_least(1), metavar="N", help="drain storm instead: that many SIGTERM of engines under full load")
@@ -83,8 +77,7 @@ def chosen(arguments: argparse.Namespace) -> list[Fault]:
     faults = [fault for fault in FAULTS if fault.process] if arguments.quick else list(FAULTS)
     groups: dict[tuple[str, ...], list[Fault]] = {}
     for fault in faults:
-        key = tuple(sorted(fault.needs & {"supervised", "proxied", "small-journal", "small-postgres", "starttls"}))
-        groups.setdefault(key, []).append(fault)
+        groups.setdefault(tuple(sorted(fault.needs & FLEET_NEEDS)), []).append(fault)
     return [fault for group in groups.values() for fault in group]
 
 
@@ -99,6 +92,8 @@ def options_from(arguments: argparse.Namespace, directory: Path) -> Options:
             raise SluiceError("--smtp: needs --accepted FILE, or nobody knows what that server took")
         smtp = (host.strip("[]"), int(port))
     foreign = bool(arguments.database_url or smtp)
+    if arguments.jobs > 1 and (foreign or arguments.redis_url):
+        raise SluiceError("--jobs: several fleets need stores and sinks of their own; leave it out with foreign servers")
     return Options(
         directory=directory,
         recipients=arguments.recipients or (QUICK_RECIPIENTS if arguments.quick else 20_000),
@@ -116,7 +111,6 @@ def options_from(arguments: argparse.Namespace, directory: Path) -> Options:
 
 async def play(arguments: argparse.Namespace, options: Options) -> tuple[list[Run], list[CannotRun]]:
     """Run what was asked for."""
-    runs: list[Run] = []
     cannot: list[CannotRun] = [] if arguments.fault or arguments.quick else list(CANNOT)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -133,7 +127,8 @@ async def play(arguments: argparse.Namespace, options: Options) -> tuple[list[Ru
         if arguments.minutes or arguments.kills or arguments.terms:
             playing = _storms(arguments, runner, faults)
         else:
-            playing = _matrix(arguments, runner, faults, runs, cannot, began)
+            plays = [(fault, seed) for fault in faults for seed in range(arguments.seed, arguments.seed + arguments.seeds)]
+            playing = matrix.quick(runner, plays, began, cannot) if arguments.quick else matrix.play(runner, plays, arguments.jobs)
         work, told = asyncio.ensure_future(playing), asyncio.ensure_future(stop.wait())
         await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
@@ -143,26 +138,6 @@ async def play(arguments: argparse.Namespace, options: Options) -> tuple[list[Ru
             raise KeyboardInterrupt
         found = work.result()
     return found, cannot
-
-
-async def _matrix(
-    arguments: argparse.Namespace, runner: Runner, faults: Sequence[Fault], runs: list[Run], cannot: list[CannotRun], began: float
-) -> list[Run]:
-    plays = [(fault, seed) for fault in faults for seed in range(arguments.seed, arguments.seed + arguments.seeds)]
-    if arguments.quick:
-        runner.deadline = began + QUICK_SECONDS
-    for number, (fault, seed) in enumerate(plays):
-        recipients = 0
-        if arguments.quick:
-            left = runner.deadline - time.monotonic() - 5.0
-            if left < _QUICK_SHARE / 2:
-                cannot.append(CannotRun(fault.row, fault.name, "the three minutes of --quick were over"))
-                continue
-            if left / (len(plays) - number) < _QUICK_SHARE:
-                recipients = runner.options.recipients // 2
-        runs.append(await runner.run(fault, seed, recipients))
-        report.line(runs[-1], number + 1, len(plays))
-    return runs
 
 
 async def _storms(arguments: argparse.Namespace, runner: Runner, faults: Sequence[Fault]) -> list[Run]:

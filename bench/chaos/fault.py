@@ -31,6 +31,10 @@ class Scene:
         self.memory: dict[str, Any] = {}  # from inject to heal
         self.struck_at = 0.0  # the last harm done; `inject` may set it, else it is when inject returned
 
+    def did_not_happen(self, why: str) -> None:
+        """A fault that did no harm proves nothing: the run is broken."""
+        self.broken.append(f"the fault did not happen: {why}")
+
     def strike(self) -> None:
         """The harm is done now; healing is counted from here where there is nothing to heal by hand."""
         self.struck_at = time.monotonic()
@@ -57,6 +61,9 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     process: bool = False  # a process fault: part of --quick
     mixed: bool = False  # may strike a fleet that goes on afterwards (--minutes)
     heal_limit: float = 60.0
+    proof: Step = nothing  # after the verdict: did the harm really happen, and did what the fault asks for besides hold?
+    recipients: int = 0  # at least: a fault that measures takes its time
+    alone: bool = False  # it measures the speed of others: nothing else is played meanwhile
     may_refuse: Callable[[str], bool] | None = None  # recipients whom a sink refuses for good
 
 

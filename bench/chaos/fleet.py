@@ -21,6 +21,7 @@ from bench.chaos.load import AcceptedLog
 from bench.chaos.proxy import Link
 from bench.chaos.servers import children_of, die_with
 from bench.chaos.stores import Stores
+from bench.chaos.world import ZONE, Authority, Clock, NameServer, Network
 from config import load as config_load
 from config.keys import load_keyring
 from config.settings import Settings
@@ -60,6 +61,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     smtp: tuple[str, int] | None = None  # a foreign server instead of our sinks ...
     accepted: Path | None = None  # ... and where it says what it accepted
     security: str = "none"
+    clocks: bool = False  # each engine has a wall clock of its own
+    named: bool = False  # delivery servers have host names, which a name server of ours knows
+    verified: bool = False  # ... and certificates of an authority of ours; also sinks with certificates that are not right
+    lossy: bool = False  # the sinks are in a network that can lose packets
 
 
 class Process:
@@ -73,7 +78,7 @@ class Process:
         self.starts = 0
         self._argv = argv
         self._ready = ready
-        self._log = log
+        self.log = log
         self._environment = environment
         self._on_stderr = on_stderr
         self._is_ready = asyncio.Event()
@@ -92,7 +97,7 @@ class Process:
             async with asyncio.timeout(_READY_SECONDS):
                 await self._is_ready.wait()
         except TimeoutError:
-            raise Unavailable(f"{self.name} did not get ready in {_READY_SECONDS:g} s; see {self._log}") from None
+            raise Unavailable(f"{self.name} did not get ready in {_READY_SECONDS:g} s; see {self.log}") from None
 
     def send(self, number: signal.Signals, *, ends: bool = True) -> None:
         """A signal; `ends`: its end is expected from now on."""
@@ -121,7 +126,7 @@ class Process:
             self.expected = False
             self.starts += 1
             began = time.monotonic()
-            with self._log.open("ab") as log:
+            with self.log.open("ab") as log:
                 self.child = await asyncio.create_subprocess_exec(
                     *self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE if self._on_stderr else log, env=dict(self._environment), limit=1 << 20,
@@ -132,6 +137,7 @@ class Process:
                 try:
                     code = await self.child.wait()
                 finally:
+                    self._is_ready.clear()
                     for pump in pumps:
                         pump.cancel()
                     await asyncio.gather(*pumps, return_exceptions=True)
@@ -179,12 +185,18 @@ class Fleet:
         self.engines: list[Process] = []
         self.supervisor: Process | None = None
         self.smtp_links: list[Link] = []
+        self.clocks: dict[str, Clock] = {}  # by the engine's name
+        self.names: NameServer | None = None
+        self.network: Network | None = None
+        self.impostors: dict[str, Process] = {}  # sinks with a certificate that is not right, by what is wrong
+        self._authority: Authority | None = None
         self.accepted: list[AcceptedLog] = []
         self.inbound_port = 0
+        self.inbound_http_port = 0
         self.control_url = ""
         self.pool: Pool
         self.pool_url = ""  # past the links
-        self._settings: Settings
+        self.settings: Settings
         self._http: aiohttp.ClientSession
 
     # --- life -------------------------------------------------------------------------------------------------------------
@@ -203,9 +215,23 @@ class Fleet:
             raise Unavailable("the administrator's key of the database is unknown; use an empty database")
         self.user_id = owner.user_id
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10))
+        if self.plan.lossy:
+            self.network = Network()
+            await self.network.start()
+        if self.plan.named:
+            self.names = NameServer(self.directory / "resolv.conf")
+            await self.names.start()
+        if self.plan.verified:
+            self._authority = Authority(self.directory)
         if self.plan.smtp is None:
+            hosts = [_host_name(way) for way in WAYS]
             for number in range(len({way.sink for way in WAYS})):
-                self._start_sink(number)
+                self.sinks.append(self._start_sink(f"{number}", hosts, 30))
+            if self.plan.verified:
+                self.impostors = {
+                    "wrong-name": self._start_sink("wrong-name", [f"elsewhere.{ZONE}"], 30),
+                    "expired": self._start_sink("expired", hosts, -1),
+                }
         elif self.plan.accepted is not None:
             self.accepted = [AcceptedLog(self.plan.accepted)]
         ports = free_ports(3)
@@ -217,22 +243,35 @@ class Fleet:
         await asyncio.gather(*(process.ready() for process in self.processes))
         await self._make_ways()
 
-    def _start_sink(self, number: int) -> None:
-        file = self.directory / f"accepted-{number}.jsonl"
+    def _start_sink(self, name: str, hosts: list[str], days: int) -> Process:
+        """`hosts` and `days`: of its certificate, where that is looked at."""
+        file = self.directory / f"accepted-{name}.jsonl"
         file.touch()
         self.accepted.append(AcceptedLog(file))
+        certificate = self._authority.issue(f"sink-{name}", hosts, days) if self._authority is not None else ()
         argv = machine.python(
             "bench.sink", "--port", "0", "--http-port", "0", "--keep", "5", "--no-track-duplicates", "--no-tokens",
             "--reply-delay", "5",  # as over a short line: something is in doubt whenever an engine dies
-            "--accepted", str(file), "--accepted-before-reply",
+            "--accepted", str(file), "--accepted-before-reply", *certificate,
+            "--host", self.network.address if self.network is not None else "127.0.0.1",
         )  # fmt: skip
-        self.sinks.append(self._process(f"sink.{number}", argv, "sink ready", machine.environment(None)))
+        if self.network is not None:
+            argv = self.network.command(argv)
+        return self._process(f"sink.{name}", argv, "sink ready", machine.environment(None))
 
     def _start_engine(self, slot: int, environment: Mapping[str, str]) -> Process:
-        return self._process(f"engine.{slot}", machine.python("engine", "--slot", str(slot)), "engine ready", environment)
+        name, argv, own = f"engine.{slot}", machine.python("engine", "--slot", str(slot)), dict(environment)
+        if self.plan.clocks:
+            self.clocks[name] = Clock(self.directory / f"clock.{slot}")
+            own |= self.clocks[name].environment()
+        if self.names is not None:
+            argv = self.names.command(argv)
+        if self._authority is not None:
+            own["SSL_CERT_FILE"] = str(self._authority.file)
+        return self._process(name, argv, "engine ready", own)
 
     def _start_supervisor(self, environment: Mapping[str, str], ports: list[int]) -> None:
-        self.control_url, self.inbound_port = f"http://127.0.0.1:{ports[0]}/api/v1", ports[1]
+        self.control_url, self.inbound_port, self.inbound_http_port = f"http://127.0.0.1:{ports[0]}/api/v1", ports[1], ports[2]
         argv = machine.python("control.cli", "up", "--engines", str(ENGINES), "--log-files")
         self.supervisor = self._process("supervisor", argv, "ready:", environment, on_stderr=True)
 
@@ -262,7 +301,7 @@ class Fleet:
             made["SLUICE_JOURNAL__DIRECTORY"] = str(self.plan.journal)
             made["SLUICE_JOURNAL__SEGMENT_BYTES"] = str(256 * 1024)
         # What these settings are called is checked by the code that will read them
-        self._settings = config_load.load(None, {name: value for name, value in made.items() if name.startswith("SLUICE_")})
+        self.settings = config_load.load(None, {name: value for name, value in made.items() if name.startswith("SLUICE_")})
         return made
 
     async def _make_ways(self) -> None:
@@ -273,7 +312,7 @@ class Fleet:
                 link = Link(f"SMTP {way.name}", (host, port))
                 await link.start()
                 self.smtp_links.append(link)
-                host, port = "127.0.0.1", link.port
+                host, port = _host_name(way) if self.plan.named else "127.0.0.1", link.port
             limits: dict[str, object] = {
                 "max_connections": CONNECTIONS,
                 "max_messages_per_second": self.plan.rate / len(WAYS),
@@ -293,7 +332,7 @@ class Fleet:
                 )
             )  # fmt: skip
             if self.plan.security != "none":
-                keyring = load_keyring(self._settings)
+                keyring = load_keyring(self.settings)
                 sealed = keyring.seal(b"secret", b"delivery_servers:%d" % self.server_ids[-1])
                 await self.pool.execute(
                     "update delivery_servers set username = 'chaos', password_sealed = $2 where id = $1", self.server_ids[-1], sealed
@@ -303,9 +342,13 @@ class Fleet:
     async def stop(self) -> None:
         """End everything."""
         await asyncio.gather(*(process.end() for process in (*self.engines, *([self.supervisor] if self.supervisor else []))))
-        await asyncio.gather(*(process.end() for process in self.sinks))
+        await asyncio.gather(*(process.end() for process in (*self.sinks, *self.impostors.values())))
         for link in self.smtp_links:
             await link.stop()
+        if self.names is not None:
+            await self.names.stop()
+        if self.network is not None:
+            await self.network.stop()
         if hasattr(self, "_http"):
             await self._http.close()
         if hasattr(self, "pool"):
@@ -315,7 +358,7 @@ class Fleet:
     @property
     def processes(self) -> list[Process]:
         """All that we started ourselves."""
-        return [*self.sinks, *self.engines, *([self.supervisor] if self.supervisor is not None else [])]
+        return [*self.sinks, *self.impostors.values(), *self.engines, *([self.supervisor] if self.supervisor is not None else [])]
 
     def supervised(self, word: str) -> list[int]:
         """Process ids of the supervisor's children that run `-m word`."""
@@ -354,7 +397,11 @@ class Fleet:
 
     async def sink_counters(self, number: int) -> dict[str, Any]:
         """The counters of one sink."""
-        async with self._http.get(f"http://{self.sinks[number].words['http']}/api/v1/counters") as answer:
+        return await self.counters_of(self.sinks[number])
+
+    async def counters_of(self, sink: Process) -> dict[str, Any]:
+        """The counters of one sink, or impostor."""
+        async with self._http.get(f"http://{sink.words['http']}/api/v1/counters") as answer:
             return dict(await answer.json())
 
     async def api(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
@@ -366,21 +413,9 @@ class Fleet:
         except (aiohttp.ClientError, OSError, TimeoutError):
             return 0, b""
 
-    def memory(self) -> int:
-        """Resident octets of all engines together."""
-        total = 0
-        for pid in self.engine_pids():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return total
 
-    def descriptors(self) -> int:
-        """Open file descriptors of all engines together."""
-        total = 0
-        for pid in self.engine_pids():
-            with contextlib.suppress(OSError):
-                total += len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        return total
+def _host_name(way: Way) -> str:
+    return f"{way.name}.{ZONE}"
 
 
 def _address(text: str) -> tuple[str, int]:

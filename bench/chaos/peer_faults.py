@@ -1,10 +1,8 @@
 """Faults of the receiving side and of the links to it (rows 18-33): answers scripted at run time, and links that do what networks do."""
 
-import asyncio
 import re
 
 from bench.chaos.fault import Fault, Scene, Step
-from bench.chaos.fleet import WAYS
 from bench.chaos.proxy import Weather
 
 _VICTIM = re.compile(r"l\d+\.\d+\.\d*7@")  # one recipient in ten
@@ -95,31 +93,6 @@ async def operator_acts(scene: Scene) -> None:
     await pool.execute("update egress_version set version = version + 1")
 
 
-async def tarpit(scene: Scene) -> None:
-    """One sink takes 5 s for each answer; the other one must not feel it (P10)."""
-    slow = scene.rng.randrange(2)
-    other = 1 - slow
-    usual = await _rate(scene, other, 1.0)
-    await scene.fleet.script([_rule("rcpt", "slow", 100, milliseconds=5000)], (slow,))
-    rate = await _rate(scene, other, 3.0)
-    scene.notes.append(f"the other sink: {usual:,.0f} messages/s before, {rate:,.0f} during")
-    # only while that sink still had mail to take
-    taken = [int(address.split(".")[1]) for address in scene.copies.of(scene.load.number)]
-    left = scene.load.recipients / 2 - sum(1 for server in taken if WAYS[server].sink == other)
-    if rate < 0.9 * usual and left > usual:
-        scene.broken.append(f"P10: one tarpit slows the others from {usual:,.0f} to {rate:,.0f} messages/s")
-
-
-async def _rate(scene: Scene, sink: int, seconds: float) -> float:
-    before = await _counts(scene)
-    await asyncio.sleep(seconds)
-    return ((await _counts(scene))[sink] - before[sink]) / seconds
-
-
-async def _counts(scene: Scene) -> list[int]:
-    return [int((await scene.fleet.sink_counters(number))["messages"]) for number in range(2)]
-
-
 _OWN_SINK = frozenset({"own-sink"})
 _LINKS = frozenset({"proxied"})
 _BOTH = _OWN_SINK | _LINKS
@@ -187,7 +160,6 @@ FAULTS = (
     _scripted("dot-flood", 26, "16 MiB of reply", _rule("dot", "flood", 0.3)),
     _scripted("rcpt-huge", 26, "one line of 1 MiB", _rule("rcpt", "huge", 1)),
     _scripted("slow-replies", 27, "50 ms a reply", _rule("rcpt", "slow", 100, milliseconds=50)),
-    Fault(name="tarpit", row=27, about="5 s a reply at one sink", inject=tarpit, heal=no_script, duplicates="named", needs=_OWN_SINK),
     _linked("narrow-link", 27, "2 kB/s at one delivery server", _weather(Weather(octets_per_second=2000.0), count=1)),
     _scripted("body-stalls", 28, "stops reading in the content", _rule("body", "stall", 1)),
     _linked("smtp-stalled", 28, "windows of one delivery server fill up", _weather(Weather(stalled=True), count=1)),

@@ -10,8 +10,10 @@ from pathlib import Path
 from bench.chaos.fault import Fault, Scene
 from bench.chaos.fleet import LEASE_SECONDS
 from bench.chaos.load import free_octets
+from bench.chaos.world import MemoryGroup
 
 DRAIN_SECONDS = 10.0  # a drain with peers that answer
+_OUT_OF_MEMORY_SECONDS = 20.0
 DRAIN_LIMIT_SECONDS = 10.0  # drain_timeout of the fleet and two seconds
 
 
@@ -232,23 +234,25 @@ async def give_descriptors(scene: Scene) -> None:
 
 
 async def take_memory(scene: Scene) -> None:
-    """No more memory for one engine. It may die of it: then it counts as killed."""
-    engine = scene.rng.choice(scene.fleet.engines)
+    """No page more for one engine: the kernel ends it as soon as it needs one, so it counts as killed."""
+    engine, group = scene.rng.choice(scene.fleet.engines), MemoryGroup()
     scene.window += scene.fleet.window_of_one()
-    size = int(Path(f"/proc/{engine.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    scene.memory["engine"] = engine
-    scene.memory["pid"] = engine.pid
+    scene.memory["group"] = group
+    group.start()
     engine.expected = True
-    resource.prlimit(engine.pid, resource.RLIMIT_AS, (size + (1 << 20), resource.RLIM_INFINITY))
+    group.take(engine.pid)
+    took = await engine.gone(_OUT_OF_MEMORY_SECONDS)
+    scene.strike()
+    if took == float("inf"):
+        scene.did_not_happen(f"{engine.name} lived for {_OUT_OF_MEMORY_SECONDS:g} s without a page more")
+    else:
+        scene.notes.append(f"the kernel ended {engine.name} after {took:.2f} s without memory")
 
 
 async def give_memory(scene: Scene) -> None:
     """No limit any more."""
-    engine, pid = scene.memory["engine"], scene.memory["pid"]
-    if engine.pid == pid:
-        resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    else:
-        scene.notes.append("the engine died of it and was started again")
+    if "group" in scene.memory:
+        scene.memory["group"].stop()
 
 
 async def lose_sockets(scene: Scene) -> None:
@@ -296,6 +300,12 @@ async def fail_fsync(scene: Scene) -> None:
         "-p", str(engine.pid), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     scene.memory["tracer"] = tracer
+    scene.memory["log"] = engine.log
+    scene.memory["said"] = _failed_syncs(engine.log)
+
+
+def _failed_syncs(log: Path) -> int:
+    return log.read_bytes().count(b"fsync failed")
 
 
 async def stop_failing_fsync(scene: Scene) -> None:
@@ -305,7 +315,11 @@ async def stop_failing_fsync(scene: Scene) -> None:
         tracer.terminate()
         await tracer.wait()
     else:
-        scene.broken.append(f"strace ended with code {tracer.returncode}: fsync was never harmed")
+        scene.did_not_happen(f"strace ended with code {tracer.returncode}")
+    failed = _failed_syncs(scene.memory["log"]) - scene.memory["said"]
+    scene.notes.append(f"{failed} times fsync failed in the engine's journal, which went on in a new file each time")
+    if not failed:
+        scene.did_not_happen("the engine said nothing of a failed fsync")
 
 
 _SUPERVISED = frozenset({"supervised"})
@@ -341,8 +355,8 @@ FAULTS = (
           needs=frozenset({"strace"})),
     Fault(name="no-descriptors", row=36, about="EMFILE in one engine", inject=take_descriptors, heal=give_descriptors, hold=(3.0, 5.0),
           duplicates="named", needs=_PROXIED),
-    Fault(name="no-memory", row=36, about="RLIMIT_AS at what an engine uses", inject=take_memory, heal=give_memory, hold=(3.0, 5.0),
-          duplicates="window"),
+    Fault(name="no-memory", row=36, about="the kernel ends an engine that is out of memory", inject=take_memory, heal=give_memory,
+          duplicates="window", needs=frozenset({"memory-group"}), mixed=True),
     Fault(name="sockets-lost", row=36, about="all SMTP connections reset at once, three times", inject=lose_sockets, duplicates="named",
           needs=_PROXIED, mixed=True),
     Fault(name="reload", row=37, about="100 changes over the API, every fifth wrong", inject=reload_often, needs=_SUPERVISED),

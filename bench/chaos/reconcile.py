@@ -22,6 +22,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     duplicates_announced: int = 0
     duplicates_unexplained: int = 0
     uncertain: int = 0  # `u` records
+    assumed: int = 0  # recorded as delivered by assumption, a `u` names each
     examples: list[str] = []  # one sentence each, a few per kind
 
 
@@ -66,6 +67,7 @@ def reconcile(
         else:
             ((kind, diagnostic),) = found
             if kind == states.KIND_DELIVERY:
+                verdict.assumed += bool(diagnostic.startswith(ASSUMED) and doubt)
                 if not taken and not (diagnostic.startswith(ASSUMED) and doubt):
                     verdict.false_delivered += 1
                     example("false delivered", f"{address}: recorded as delivered ({diagnostic[:100]!r}), no sink accepted it")

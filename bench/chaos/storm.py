@@ -5,14 +5,17 @@ Loads follow each other so closely that there is always mail to send; each is re
 
 import asyncio
 import contextlib
+import math
 import random
 import signal
 import time
 from collections.abc import Sequence
 from typing import Final
 
+from bench.chaos import world
 from bench.chaos.fault import Fault, Scene
 from bench.chaos.fleet import Fleet
+from bench.chaos.growth import Growth
 from bench.chaos.load import Load
 from bench.chaos.process_faults import DRAIN_SECONDS
 from bench.chaos.reconcile import Verdict
@@ -67,19 +70,21 @@ async def signals(runner: Runner, count: int, number: signal.Signals, seed: int,
     for done in range(count):
         await asyncio.sleep(scene.rng.uniform(0.5, 1.5))
         engine = scene.rng.choice(scene.fleet.engines)
-        await asyncio.wait_for(engine.ready(), 60.0)
+        await engine.ready()
         if number is signal.SIGKILL:
             scene.window += scene.fleet.window_of_one()
         engine.send(number)
         scene.strike()
-        if number is signal.SIGTERM:
-            ends.append(await engine.gone(60.0))
+        ends.append(await engine.gone(60.0))
         if done % 10 == 9:
             say(f"{name}: {done + 1} of {count}")
         slowest = max(slowest, await _pace_again(scene, 0.0))
-    if ends:
+    scene.notes.append(f"{sum(end < math.inf for end in ends)} of {count} signals ended an engine that was sending")
+    if math.inf in ends:
+        scene.did_not_happen("an engine lived on for a minute after its signal")
+    if number is signal.SIGTERM:
         ends.sort()
-        p99 = ends[max(0, int(len(ends) * 0.99) - 1)]
+        p99 = ends[math.ceil(len(ends) * 0.99) - 1]
         scene.notes.append(f"exit p99 {p99:.2f} s, longest {ends[-1]:.2f} s")
         if p99 > DRAIN_SECONDS:
             scene.broken.append(f"P8: 99 of 100 drains took up to {p99:.1f} s, more than {DRAIN_SECONDS:g} s")
@@ -91,9 +96,10 @@ async def mixed(runner: Runner, faults: Sequence[Fault], minutes: float, seed: i
     scene, supply, began = await _begin(runner, f"{seed} mixed")
     slowest, played = 0.0, 0
     # processes, stores and peers take turns by chance: there are more scripts for peers than all the rest
-    rows = [[one for one in faults if one.row in row] for row in ({*range(1, 7), 36}, {*range(7, 18)}, {*range(18, 34)})]
+    rows = [[one for one in faults if one.row in row] for row in ({*range(1, 7), 35, 36}, {*range(7, 18)}, {*range(18, 34)})]
     kinds = [kind for kind in rows if kind]
-    memory, descriptors = [scene.fleet.memory()], [scene.fleet.descriptors()]
+    growth = Growth(scene.fleet)
+    growth.start()
     while time.monotonic() - began < minutes * 60:
         fault = scene.rng.choice(scene.rng.choice(kinds))
         started = time.monotonic()
@@ -112,26 +118,28 @@ async def mixed(runner: Runner, faults: Sequence[Fault], minutes: float, seed: i
         if fault.hold[1]:
             one.strike()
         healed = await _pace_again(one, pace)
+        with contextlib.suppress(*STORE_AWAY):
+            await fault.proof(one)
         slowest, played = max(slowest, healed), played + 1
         scene.window += one.window
         scene.broken += [f"{fault.name}: {sentence}" for sentence in one.broken]
         say(f"mixed: {fault.name}: healed after {healed:.1f} s; {runner.copies.total:,} messages so far")
         if healed > fault.heal_limit:
             scene.broken.append(f"{fault.name}: not healed after {fault.heal_limit:g} s")
-        memory.append(scene.fleet.memory())
-        descriptors.append(scene.fleet.descriptors())
         await asyncio.sleep(max(0.0, FAULT_EVERY_SECONDS - (time.monotonic() - started)))
     mean = runner.copies.total / (time.monotonic() - began)
     scene.notes.append(f"{played} faults, {mean:,.0f} messages/s on average")
-    scene.notes.append(f"engines: {memory[0] >> 20} to {memory[-1] >> 20} MiB (at most {max(memory) >> 20}), "
-                       f"{descriptors[0]} to {descriptors[-1]} descriptors (at most {max(descriptors)})")  # fmt: skip
-    if runner.options.rate >= 2 * _MIXED_RATE and mean < _MIXED_RATE:
+    await growth.stop()
+    grown, measured = growth.judged()
+    scene.broken += grown
+    scene.notes += measured
+    if (not runner.options.rate or runner.options.rate >= _MIXED_RATE) and mean < _MIXED_RATE:
         scene.broken.append(f"only {mean:,.0f} messages/s on average, {_MIXED_RATE:g} are promised")
     return await _end(runner, scene, supply, "mixed", seed, began, "named", slowest)
 
 
 async def _begin(runner: Runner, choices: str) -> tuple[Scene, Supply, float]:
-    fleet = await runner.fleet_for(frozenset({"proxied"}) if choices.endswith("mixed") else frozenset())
+    fleet = await runner.fleet_for(_mixed_needs() if choices.endswith("mixed") else frozenset())
     supply = Supply(runner, fleet, _LOADS_AT_ONCE * runner.options.recipients)
     began = time.monotonic()
     await supply.start()
@@ -140,6 +148,11 @@ async def _begin(runner: Runner, choices: str) -> tuple[Scene, Supply, float]:
         while runner.copies.total < 500:
             await asyncio.sleep(0.05)
     return scene, supply, began
+
+
+def _mixed_needs() -> frozenset[str]:
+    """What mixed chaos needs of its fleet: links, and clocks where they can be had."""
+    return frozenset({"proxied"}) if world.why_not("faketime") else frozenset({"proxied", "faketime"})
 
 
 async def _pace_again(scene: Scene, pace: float) -> float:
@@ -167,7 +180,10 @@ async def _end(runner: Runner, scene: Scene, supply: Supply, name: str, seed: in
         for field in Verdict.__struct_fields__:
             setattr(total, field, getattr(total, field) + getattr(verdict, field))
     scene.broken += verdict_sentences(total, duplicates, scene.window, runner.options.on_uncertain)
-    scene.notes.append(f"{total.uncertain} `u` records; at most {scene.window} messages were in doubt")
+    if total.assumed:
+        scene.notes.append(f"{total.assumed} recipients are not proven delivered, each named by a `u` record")
+    scene.notes.append(f"{total.duplicates_announced} second copies, {total.uncertain} `u` records")
+    scene.notes.append(f"killed engines had at most {scene.window} messages in doubt")
     scene.notes += fleet.surprises()
     seconds = time.monotonic() - began
     return Run(
