@@ -73,6 +73,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     errors: list[FieldError] = []
 
 
+class SeveralInvalid(errors.Invalid):
+    """Several things wrong with one request, each named by its place."""
+
+    def __init__(self, found: list[FieldError]) -> None:
+        super().__init__(found[0].field, found[0].reason)
+        self.found = found
+
+
 def problem(status: int, detail: str = "", fields: list[FieldError] | None = None) -> Problem:
     """A problem with the type and title of its status."""
     slug, title = TITLES.get(status, ("error", "The request failed"))
@@ -84,6 +92,9 @@ def of_exception(error: BaseException) -> Problem | None:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), None)
     if status is None:
         return None
+    if isinstance(error, SeveralInvalid):
+        others = f" (and {len(error.found) - 1} more)" if len(error.found) > 1 else ""
+        return problem(status, f"{error.field}: {error.reason}{others}", error.found)
     if isinstance(error, errors.Invalid):
         return problem(status, f"{error.field}: {error.reason}", [FieldError(error.field, error.reason)])
     if isinstance(error, errors.SluiceError):

@@ -59,9 +59,8 @@ class ListImportController(Controller):
             raise HTTPException(f"send the rows as they are, as text/csv or application/x-ndjson, not {kind[:80]!r}", status_code=415)
         async with connection(services.pool) as conn:
             owner = await lists.get(conn, caller.sees, list_id)
-        report = await imports.run_import(
-            services.pool, owner.user_id, list_id, _bounded(request.stream()), FORMATS[kind], create_fields=create_fields
-        )
+        source = bounded(request.stream(), "nothing was imported")
+        report = await imports.run_import(services.pool, owner.user_id, list_id, source, FORMATS[kind], create_fields=create_fields)
         return Response(report, status_code=201, headers={"location": f"/api/v1/imports/{report.id}"})
 
     @get("/", operation_id="listImports", summary="List imports into a list")
@@ -101,7 +100,7 @@ class ImportController(Controller):
         return Page(found, found[-1].row if len(found) == limit else None)
 
 
-async def _bounded(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def bounded(source: AsyncIterator[bytes], consequence: str) -> AsyncIterator[bytes]:
     """The same blocks, each waited for a bounded time: a client that goes silent must not hold a place for ever."""
     while True:
         try:
@@ -110,5 +109,5 @@ async def _bounded(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Invalid("body", f"nothing arrived for {IDLE_TIMEOUT_SECONDS:.0f} s; nothing was imported") from None
+            raise Invalid("body", f"nothing arrived for {IDLE_TIMEOUT_SECONDS:.0f} s; {consequence}") from None
         yield block

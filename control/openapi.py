@@ -28,7 +28,7 @@ Send bulk mail: delivery servers, lists, imports, campaigns, suppressions.
 * Errors are `application/problem+json` (RFC 9457); `errors[].field` names what is to blame, the way you wrote it.
 * Every POST may carry an `Idempotency-Key`: sent again within 24 hours it has no second effect and gets the same answer with
   `Idempotent-Replayed: true`. With another body it is refused (422); while the first is under way, or if nobody knows how it
-  ended, 409. An import is compared by path, type and length of the body, not by its content.
+  ended, 409. A streamed body is compared by path, type and length of the body, not by its content.
 * Lists come in pages: pass `next` as `after` (or `before`) until it is null.
 """.strip()
 
@@ -63,6 +63,7 @@ def finished(schema: dict[str, Any]) -> dict[str, Any]:
     for component in document["components"]["schemas"].values():
         component.pop("default", None)  # of one field that uses the component; whether it is there depends on the hash seed
     problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    lines = {"schema": {"type": "string", "format": "binary"}}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if method not in _METHODS:
@@ -73,8 +74,9 @@ def finished(schema: dict[str, Any]) -> dict[str, Any]:
                 responses["401"] = {"description": "No valid API key", **problem}
                 responses["default"] = {"description": "Refused or failed (RFC 9457)", **problem}
             if operation["operationId"] == "importSubscribers":
-                rows = {"schema": {"type": "string", "format": "binary"}}
-                operation["requestBody"] = {"required": True, "content": {"text/csv": rows, "application/x-ndjson": rows}}
+                operation["requestBody"] = {"required": True, "content": {"text/csv": lines, "application/x-ndjson": lines}}
+            if operation["operationId"] == "streamMessage":
+                operation["requestBody"] = {"required": True, "content": {"application/x-ndjson": lines}}
             if method == "post" and path.startswith("/api/"):
                 key = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 255}}
                 operation.setdefault("parameters", []).append(key)
@@ -103,6 +105,7 @@ def openapi_config() -> OpenAPIConfig:
             Tag("subscribers", "One at a time; many at once by import"),
             Tag("imports", "CSV or NDJSON of any size"),
             Tag("campaigns", "Create, start, pause, resume, cancel"),
+            Tag("messages", "Mail to named recipients at once: receipts, passwords, alerts"),
             Tag("reports", "Progress and outcomes"),
             Tag("suppressions", "Addresses that must not be mailed"),
             Tag("users", "Users and API keys"),

@@ -40,6 +40,18 @@ def of_campaign(text: str) -> tuple[tuple[str, str], ...]:
     return _decode(text)
 
 
+async def rules_for(conn: PooledConnection, user_id: int, delivery_server_id: int, mail_class: MailClass) -> tuple[tuple[str, str], ...]:
+    """Names and values of what a user adds to mail of a class behind a delivery server, the older rule first."""
+    rows = await conn.fetch(
+        "select name, value from custom_headers where user_id = $1 and (delivery_server_id is null or delivery_server_id = $2) "
+        "and (mail_classes = '{}' or $3 = any(mail_classes)) order by id",
+        user_id,
+        delivery_server_id,
+        mail_class,
+    )
+    return tuple((row["name"], row["value"]) for row in rows)
+
+
 async def create(
     conn: PooledConnection, user_id: int, name: str, value: str, mail_classes: list[MailClass], delivery_server_id: int | None
 ) -> CustomHeader:
