@@ -19,6 +19,7 @@ MAX_ALIASES: Final = 1000
 MAX_WILDCARDS: Final = 3  # in one pattern
 ROLES: Final = frozenset({"abuse", "postmaster", "root"})
 MAX_RECEIVED: Final = 30  # a mail that went through more is in a loop
+MAX_LINE_OCTETS: Final = 998  # RFC 5321 §4.5.3.1.6: we take longer ones and send none
 MARKER: Final = "X-Sluice-Forwarded"
 SRS_DAYS: Final = 21
 
@@ -100,6 +101,8 @@ def why_not(content: bytes, mail_from: str, *, duty: bool, installation: str) ->
         return "it was forwarded here before"
     if len(_RECEIVED.findall(header)) > MAX_RECEIVED:
         return f"it has more than {MAX_RECEIVED} Received fields"
+    if max(map(len, content.split(b"\r\n"))) > MAX_LINE_OCTETS:
+        return f"it has lines of more than {MAX_LINE_OCTETS} octets"
     if not duty and (not mail_from or _AUTOMATIC.search(header)):
         return "it is automatic mail"
     return ""

@@ -16,9 +16,10 @@ from config import load
 from config.keys import load_keyring
 from config.settings import Settings
 from domain.errors import ConfigurationError, Unavailable
+from inbound.door import Door, Patience
 from inbound.listener import Certificate, Listener
 from inbound.policy import MailPolicy
-from inbound.session import Door, Limits, Patience
+from inbound.session import Limits
 from inbound.tracking import Keys, Tracker
 from inbound.web import Web, WebServer
 from inbound.web_view import WebView

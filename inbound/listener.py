@@ -8,7 +8,8 @@ import ssl
 from pathlib import Path
 
 from domain.errors import ConfigurationError
-from inbound.session import Door, Limits, Policy, Session
+from inbound.door import Door, Policy
+from inbound.session import Limits, Session
 
 
 class Certificate:

@@ -14,8 +14,8 @@ from config import load
 from config.keys import load_keyring
 from config.settings import Settings
 from domain.errors import SluiceError
-from inbound.policy import STORE_TIMEOUT_SECONDS, MailPolicy, sender_of, with_crlf
-from inbound.session import refusal
+from inbound.content import refusal, sender_of, with_crlf
+from inbound.policy import STORE_TIMEOUT_SECONDS, MailPolicy
 from store import embedded, inbound, postgres
 
 STORED: Final = 0

@@ -16,7 +16,8 @@ from config.settings import Settings
 from domain import return_path
 from domain.errors import Unavailable
 from domain.forwarding import ROLES, Routes, read_rewritten, why_not
-from inbound.session import Policy
+from inbound.content import ADDRESS, header_of
+from inbound.door import Policy
 from store import forwarding, inbound, postgres
 from store.postgres import PooledConnection
 
@@ -25,18 +26,12 @@ log = structlog.get_logger(__name__)
 STORE_TIMEOUT_SECONDS: Final = 10.0
 RETURN_PATH_DAYS: Final = 60  # reports come within days; later than this a stolen address is worth nothing
 MAX_NAMED: Final = 200  # addresses that are looked at in the header of a mail without an envelope
-MAX_HEADER_BYTES: Final = 256 * 1024
 
-_ADDRESS = re.compile(
-    r"([A-Za-z0-9!#$&'*+/=?^_`{|}~.-]{1,64})@([A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+)"
-)  # no quotes, no %-hack, no routes
 _TOKEN = re.compile(r"[bu]-[a-z0-9]{20,}")  # has our form: signed by us, or forged
 _ENVELOPE_FIELD = re.compile(
     rb"^(?:delivered-to|x-original-to|envelope-to|x-envelope-to|x-delivered-to|to|cc)[ \t]*:((?:[^\n]*\n[ \t])*[^\n]*)",
     re.IGNORECASE | re.MULTILINE,
 )
-_RETURN_PATH = re.compile(rb"^return-path[ \t]*:[ \t]*<?([^<>\s]{0,254})>?", re.IGNORECASE | re.MULTILINE)
-_FROM = re.compile(rb"^from[ \t]*:((?:[^\n]*\n[ \t])*[^\n]*)", re.IGNORECASE | re.MULTILINE)
 
 
 def today() -> int:
@@ -83,7 +78,7 @@ class MailPolicy(Policy):
 
     def recipient(self, address: str) -> tuple[inbound.Received | None, str]:
         """What an address stands for, or the reply that refuses it."""
-        match = _ADDRESS.fullmatch(address)
+        match = ADDRESS.fullmatch(address)
         if match is None or match[2].lower() not in self._domains:
             return None, "550 5.7.1 Relaying denied"
         local = match[1].lower()
@@ -106,10 +101,10 @@ class MailPolicy(Policy):
 
     def named(self, content: bytes) -> list[inbound.Received]:
         """Whom a mail without an envelope is for, by the fields that MTAs write when they deliver; the addresses that are ours."""
-        header = content[: content.find(b"\r\n\r\n") + 2 or len(content)][:MAX_HEADER_BYTES]
+        header = header_of(content)
         found: dict[str, inbound.Received] = {}
         for field in _ENVELOPE_FIELD.finditer(header):
-            for match in list(_ADDRESS.finditer(field[1].decode("latin-1")))[:MAX_NAMED]:
+            for match in list(ADDRESS.finditer(field[1].decode("latin-1")))[:MAX_NAMED]:
                 received, _ = self.recipient(match[0])
                 if received is not None:
                     found.setdefault(received.recipient.lower(), received)
@@ -157,22 +152,3 @@ class MailPolicy(Policy):
             return "451 4.3.0 Cannot store it now, try again later"
         log.info("message stored", peer=peer, recipients=len(recipients), size=len(content), id=ids[0])
         return f"250 2.0.0 Stored as {ids[0]}"
-
-
-def sender_of(content: bytes) -> str:
-    """The envelope sender of a mail that was delivered already: its Return-Path; where there is none, the From address."""
-    header = content[: content.find(b"\r\n\r\n") + 2 or len(content)][:MAX_HEADER_BYTES]
-    path = _RETURN_PATH.search(header)
-    if path is not None:
-        return path[1].decode("latin-1")
-    field = _FROM.search(header)
-    address = _ADDRESS.search(field[1].decode("latin-1")) if field else None
-    return address[0] if address else ""
-
-
-def with_crlf(message: bytes) -> bytes:
-    """A message with the line ends of the wire, without the `From ` line that some programs put in front of it."""
-    if message.startswith(b"From "):
-        message = message.partition(b"\n")[2]
-    message = message.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return message if message.endswith(b"\r\n") or not message else message + b"\r\n"

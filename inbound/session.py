@@ -12,11 +12,14 @@ import logging
 import re
 import ssl
 from collections import Counter, defaultdict
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 from aiosmtpd.proxy_protocol import V2_CMD, get_proxy
 from aiosmtpd.smtp import SMTP
+
+from inbound.content import refusal
+from inbound.door import Door, Patience, Policy
 
 log = structlog.get_logger(__name__)
 logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd's own, which repeats what peers say
@@ -26,8 +29,6 @@ MAX_MESSAGES: Final = 100
 MAX_COMMANDS: Final = 2000
 MAX_ERRORS: Final = 20
 MAX_IDLE_COMMANDS: Final = 30  # NOOP, RSET, VRFY, HELP: each of them
-MAX_LINE_OCTETS: Final = 1000  # RFC 5321 §4.5.3.1.6, without the dot that is doubled
-MAX_RECEIVED_HEADERS: Final = 100  # RFC 5321 §6.3
 MAX_BUFFERED_BYTES: Final = 96 * 1024 * 1024  # content of all sessions together
 
 _LINGER_SECONDS = 2.0  # for a peer to take our last words
@@ -43,49 +44,12 @@ _STATUS = {
     "553": "5.1.3", "555": "5.5.4",
 }  # fmt: skip
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
 class Refused(Exception):
     """A line that ends the session. `reply` is sent first."""
 
     def __init__(self, reply: str) -> None:
         self.reply = reply
         super().__init__(reply)
-
-
-class Policy:
-    """What the listener asks the rest of the process. `recipient` says whom an address belongs to, or how it is refused."""
-
-    def recipient(self, address: str) -> tuple[Any, str]:
-        """(what to keep with the message, "") or (None, a reply)."""
-        raise NotImplementedError
-
-    async def deliver(self, peer: str, mail_from: str, recipients: list[Any], content: bytes) -> str:
-        """Store the message; the reply to the final dot."""
-        raise NotImplementedError
-
-
-class Patience(NamedTuple):
-    """How long a session is waited for, in seconds."""
-
-    greeting: float = 0.15  # long enough to catch a client that talks before it
-    proxy: float = 5.0  # for the PROXY header
-    handshake: float = 10.0  # of TLS
-    idle: float = 25.0  # for one command
-    session: float = 900.0
-    content: float = 20.0  # for the first of it; then ...
-    content_bytes_per_second: float = 8192.0  # ... at least this on average
-
-
-class Door(NamedTuple):
-    """What one listening socket is like. Peers in `proxies` begin with a PROXY header (v1 or v2); from others it is no command."""
-
-    hostname: str
-    max_message_bytes: int
-    tls: ssl.SSLContext | None = None
-    proxies: tuple[Network, ...] = ()
-    lmtp: bool = False
 
 
 class Limits:
@@ -501,25 +465,3 @@ async def _refuse_http(session: Session, arg: str) -> None:
 
 for _name in _HTTP:
     setattr(Session, f"smtp_{_name}", _refuse_http)
-
-
-def refusal(content: bytes) -> str:
-    """The reply for content that breaks RFC 5321 §2.3.8 or §4.5.3.1.6, "" for content that is fine. Begins with CRLF, ends with CRLF.
-
-    Bare CR, bare LF and NUL are how one message becomes two somewhere behind us (S1).
-    """
-    lines = content.count(b"\r\n")
-    if content.count(b"\n") != lines or content.count(b"\r") != lines:
-        return "550 5.6.0 Bare CR or LF in the message"
-    if b"\0" in content:
-        return "550 5.6.0 NUL in the message"
-    start = 2
-    while start < len(content):  # jumps as far as a line may reach, so the number of lines does not matter
-        end = content.rfind(b"\r\n", start, start + MAX_LINE_OCTETS + 1)
-        if end < 0:
-            return "550 5.6.0 Line longer than 998 octets"
-        start = end + 2
-    header = content[: content.find(b"\r\n\r\n", 2) + 1 or len(content)][: 1 << 20]
-    if header.lower().count(b"\r\nreceived:") > MAX_RECEIVED_HEADERS:
-        return "554 5.4.6 Mail loop: too many Received headers"
-    return ""

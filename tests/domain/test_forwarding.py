@@ -98,6 +98,7 @@ def test_mail_in_a_loop_is_not_forwarded() -> None:
     assert why_not(marked, "ada@reader.example", duty=False, installation="0badcaff") == ""  # another installation's
     looped = b"Received: from a by b\r\n" * 31 + MAIL
     assert "Received" in why_not(looped, "ada@reader.example", duty=True, installation="0badcafe")
+    assert "octets" in why_not(MAIL + b"x" * 999 + b"\r\n", "ada@reader.example", duty=True, installation="0badcafe")
     assert why_not(MAIL + looped, "ada@reader.example", duty=False, installation="0badcafe") == ""  # in the text, not in the header
 
 
