@@ -174,6 +174,16 @@ def accounting_path(settings: Settings) -> Path:
     return _below(settings, settings.accounting.path, "accounting/acct.csv")
 
 
+def remote_path(settings: Settings) -> Path:
+    """The same for rb and rs records."""
+    return _below(settings, settings.accounting.remote_path, "accounting/remote.csv")
+
+
+def feedback_path(settings: Settings) -> Path:
+    """The same for f records."""
+    return _below(settings, settings.accounting.feedback_path, "accounting/fbl.csv")
+
+
 def key_path(settings: Settings) -> Path:
     """The file of the master key."""
     return _below(settings, settings.secrets.key_file, "secret.key")

@@ -80,6 +80,8 @@ class Accounting(_Section, frozen=True):
     records: tuple[Literal["d", "b", "t"], ...] = ("d", "b", "t")
     max_size_bytes: Bytes = 250 * 1024 * 1024
     flush_interval_seconds: Seconds = 1.0
+    remote_path: str = ""  # rb and rs records; empty: accounting/remote.csv in the state directory
+    feedback_path: str = ""  # f records; empty: accounting/fbl.csv in the state directory
 
 
 class Control(_Section, frozen=True):
@@ -109,6 +111,12 @@ class Inbound(_Section, frozen=True):
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=100000)] = 500
     mailboxes: tuple[str, ...] = ()  # URLs, see inbound.mailboxes
     mailbox_interval_seconds: Seconds = 60.0
+    soft_bounce_threshold: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 3  # without a delivery in between; 0: never a hard one
+    pause_sender_faults: Annotated[int, msgspec.Meta(ge=0, le=1000000)] = 20  # 0: nothing is paused for its sender
+    pause_sender_fault_percent: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)] = 5.0
+    admin_address: str = ""  # gets reports that could not be processed; empty: nobody
+    keep_days: Annotated[float, msgspec.Meta(ge=1.0, le=3650.0)] = 30.0  # of received mail, after it was handled
+    metrics_port: OptionalPort = 0
 
 
 class Mail(_Section, frozen=True):

@@ -85,18 +85,28 @@ _STATUS_TEXTS = {
 cdef dict _status_cells = {}
 
 
-cdef bytes status_cell(bytes status, char kind):
-    """The finished dsnStatus cell: `5.1.1 (bad destination mailbox address)`, quoted when its text has a comma."""
-    cdef str code = status.decode("utf-8")
+def status_text(str code not None) -> str:
+    """A status in PowerMTA's form: `5.1.1 (bad destination mailbox address)`."""
     cdef str detail
-    if not code:
-        code = "2.0.0" if kind == b"d" else "4.0.0" if kind == b"t" or kind == b"u" else "5.0.0"
     if code == "2.0.0":
-        return b"2.0.0 (success)"
+        return "2.0.0 (success)"
     detail = _STATUS_TEXTS.get(code[2:])
     if code[:2] not in ("2.", "4.", "5.") or detail is None:
         detail = _STATUS_TEXTS.get(code[2:4] + "0", "undefined status")
-    return encoded_cell(f"{code} ({detail})".encode())
+    return f"{code} ({detail})"
+
+
+def csv_line(list cells not None) -> bytes:
+    """One line of a file, LF included: each cell (str) cleaned and quoted as `csv_lines` does it (S15)."""
+    return b",".join([encoded_cell((<str?>cell).encode("utf-8", "replace")) for cell in cells]) + b"\n"
+
+
+cdef bytes status_cell(bytes status, char kind):
+    """The finished dsnStatus cell, quoted when its text has a comma."""
+    cdef str code = status.decode("utf-8")
+    if not code:
+        code = "2.0.0" if kind == b"d" else "4.0.0" if kind == b"t" or kind == b"u" else "5.0.0"
+    return encoded_cell(status_text(code).encode())
 
 
 cdef inline char written_kind(Outcome *o) noexcept nogil:

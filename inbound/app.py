@@ -13,9 +13,10 @@ import redis.exceptions
 import structlog
 
 from config import load
-from config.keys import load_keyring
+from config.keys import Keyring, load_keyring
 from config.settings import Settings
 from domain.errors import ConfigurationError, Unavailable
+from inbound import handling, metrics
 from inbound.door import Door, Patience
 from inbound.listener import Certificate, Listener
 from inbound.policy import MailPolicy
@@ -23,8 +24,10 @@ from inbound.session import Limits
 from inbound.tracking import Keys, Tracker
 from inbound.web import Web, WebServer
 from inbound.web_view import WebView
+from inbound.worker import Worker
+from journal.feedback_files import FeedbackFiles
 from journal.visits import Visits
-from store import batch_queue, postgres, redis_keys
+from store import batch_queue, bounces, postgres, redis_keys
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +60,7 @@ class Inbound:
         listeners = self._listeners(policy, certificate)
         web: WebServer | None = None
         visits = Visits(load.state_directory(self.settings) / "visits" / f"{settings.http_port}")
+        files = self._files()
         try:
             tracker = Tracker(pool, Keys.derived(keyring.derive), visits.add)
             view = WebView(pool, keyring, settings.public_url, self.settings.mail)
@@ -66,6 +70,11 @@ class Inbound:
                 await _listen(listener, name, settings.smtp_host)
             self._tasks.append(asyncio.create_task(self._follow(policy, certificate)))
             self._tasks.append(asyncio.create_task(visits.run(pool)))
+            worker = self._worker(pool, keyring)
+            self._tasks.append(asyncio.create_task(worker.run()))
+            self._tasks.append(asyncio.create_task(files.run(pool)))
+            if settings.metrics_port:
+                metrics.serve(settings.metrics_port, worker)
             doors = " ".join(f"{name}={_shown(listener.address)}" for name, listener in listeners.items())
             sys.stdout.write(f"inbound ready {doors} http={_shown(web.address)}\n")
             sys.stdout.flush()
@@ -83,6 +92,29 @@ class Inbound:
                 await asyncio.wait_for(self._redis.aclose(), 0.2)
             pool.terminate()
             visits.close()
+            files.close()
+
+    def _worker(self, pool: postgres.Pool, keyring: Keyring) -> Worker:
+        settings = self.settings.inbound
+        rules = bounces.Rules(
+            soft_bounce_threshold=settings.soft_bounce_threshold,
+            pause_sender_faults=settings.pause_sender_faults,
+            pause_sender_fault_percent=settings.pause_sender_fault_percent,
+            node=load.node_name(self.settings),
+        )
+        keys = handling.Keys(keyring.derive("return-path"), keyring.derive("unsubscribe"))
+        return Worker(pool, keys, rules, self._tell, keep_days=settings.keep_days, admin_address=settings.admin_address)
+
+    def _files(self) -> FeedbackFiles:
+        accounting = self.settings.accounting
+        return FeedbackFiles(
+            load.node_name(self.settings),
+            load.state_directory(self.settings) / "feedback",
+            load.remote_path(self.settings),
+            load.feedback_path(self.settings),
+            max_size_bytes=accounting.max_size_bytes,
+            interval_seconds=accounting.flush_interval_seconds,
+        )
 
     def _listeners(self, policy: MailPolicy, certificate: Certificate | None) -> dict[str, Listener]:
         """By the names of their settings, without `_port`; those of port 0 are left out."""
@@ -116,9 +148,13 @@ class Inbound:
                 log.warning("cannot read the return-path domains and forwarding rules", reason=str(failure))
 
     async def _changed(self) -> None:
+        await self._tell("suppressions")
+
+    async def _tell(self, what: str) -> None:
         """Tell the engines. They also look every second, so a lost word costs a second and a Redis that is away nothing more."""
         with contextlib.suppress(redis.exceptions.RedisError, OSError, TimeoutError):
-            await asyncio.wait_for(self._redis.publish(redis_keys.CHANGES, "suppressions"), PUBLISH_TIMEOUT_SECONDS)
+            async with asyncio.timeout(PUBLISH_TIMEOUT_SECONDS):
+                await self._redis.publish(redis_keys.CHANGES, what)
 
 
 def _bind(web: Web, host: str, port: int) -> WebServer:

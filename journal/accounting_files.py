@@ -41,6 +41,23 @@ class _Checkpoint(msgspec.Struct):
     files: list[tuple[str, int]]  # path, length in bytes
 
 
+def next_file(path: Path, day: str) -> tuple[int, Path]:
+    """Create the next free number of a day: `acct.csv` becomes `acct-2026-01-31-0000.csv`. An open descriptor, and its name.
+
+    A number belongs to whoever creates it first, whatever process that is. Raises OSError.
+    """
+    directory, stem, suffix = path.parent, f"{path.stem}-{day}-", path.suffix or ".csv"
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    taken = [found.stem[len(stem) :] for found in directory.glob(f"{stem}*{suffix}")]
+    number = max((int(text) for text in taken if text.isdecimal()), default=-1) + 1
+    while True:
+        made = directory / f"{stem}{number:04d}{suffix}"
+        try:
+            return os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640), made
+        except FileExistsError:
+            number += 1
+
+
 class AccountingFiles:
     """One journal's way into accounting files. `trouble` says why it lags, in words; empty: it does not."""
 
@@ -208,17 +225,7 @@ class AccountingFiles:
         """Create the next free number of today. It is in the cursor file before anything is in it."""
         self._close_file()
         day = self._today()
-        directory, stem, suffix = self._path.parent, f"{self._path.stem}-{day}-", self._path.suffix or ".csv"
-        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        taken = [path.stem[len(stem) :] for path in directory.glob(f"{stem}*{suffix}")]
-        number = max((int(text) for text in taken if text.isdecimal()), default=-1) + 1
-        while True:
-            path = directory / f"{stem}{number:04d}{suffix}"
-            try:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
-                break
-            except FileExistsError:
-                number += 1
+        fd, path = next_file(self._path, day)
         try:
             self._store(_Checkpoint(self._checkpoint.segment, self._checkpoint.offset, [*self._checkpoint.files, (str(path), 0)]))
         except OSError:

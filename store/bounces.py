@@ -358,3 +358,39 @@ async def _pause(conn: PooledConnection, faults: list[_Consequence], rules: Rule
             "where campaign_id = any($1)",
             sorted({campaign_id, *(each["id"] for each in done)}),
         )
+
+
+# --- the accounting files -----------------------------------------------------------------------------------------------------------
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as the accounting files of a node show it."""
+
+    id: int
+    at: datetime
+    kind: str
+    action: str
+    campaign_id: int
+    recipient: str
+    status: str
+    category: str
+    diagnostic: str
+    mta: str
+    format: str
+    details: dict[str, Any]
+
+
+async def unwritten(conn: PooledConnection, node: str, limit: int) -> list[Written]:
+    """Events that are not in the accounting files of `node` yet, the oldest first."""
+    rows = await conn.fetch(
+        "select id, at, kind, action, campaign_id, recipient, status, category, diagnostic, mta, format, details::text as details "
+        "from feedback where node = $1 and node <> '' order by id limit $2",
+        node,
+        limit,
+    )
+    return [Written(**{**dict(row), "details": msgspec.json.decode(row["details"])}) for row in rows]
+
+
+async def mark_written(conn: PooledConnection, ids: Sequence[int]) -> None:
+    """They are in the files, for good."""
+    await conn.execute("update feedback set node = '' where id = any($1)", list(ids))
