@@ -58,7 +58,7 @@ class Services:
     rates: Rates = field(default_factory=Rates)
 
     async def announce(self, what: str) -> None:
-        """Tell the engines that `campaigns`, `egress`, `suppressions` or `dkim` changed.
+        """Tell the engines that `campaigns`, `egress`, `suppressions`, `bounce_patterns` or `dkim` changed.
 
         Never fails: the change is committed, and engines look by themselves every second.
         """

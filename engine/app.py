@@ -24,8 +24,9 @@ import structlog
 from config import load, logs
 from config.keys import Keyring, load_keyring
 from config.settings import Settings
+from domain.bounce import shipped_rules
 from domain.egress import DeliveryServer
-from domain.errors import ConfigurationError, JournalError, SluiceError
+from domain.errors import ConfigurationError, Invalid, JournalError, SluiceError
 from engine import metrics, reload
 from engine.egress_path import EgressPath
 from engine.feeder import Feeder
@@ -37,7 +38,7 @@ from journal import bystander, recovery
 from journal.accounting_files import AccountingFiles
 from journal.ledger import Ledger
 from journal.segments import Journal
-from store import batch_queue, engines, feed, postgres, redis_keys
+from store import batch_queue, bounce_patterns, engines, feed, postgres, redis_keys
 from store.postgres import Pool
 from store.trouble import STORE_ERRORS, is_store_trouble, sentence
 
@@ -78,6 +79,7 @@ class Engine:
         self._share = (0, 1)
         self._share_seen = (0, 1)
         self._version = -1
+        self._patterns_version = -1
         self._stop = asyncio.Event()
         self._failed = False
         self._pool: Pool
@@ -152,6 +154,7 @@ class Engine:
             metrics.serve(engine.metrics_port + self.slot, self.turn, self.paths, self.watchdog, self._ledger, self._journal, self._trouble)
         await self._patiently("saying that this engine lives", self._seen)
         await self._patiently("reading the delivery servers", self._follow_egress)
+        await self._patiently("reading the bounce patterns", self._follow_bounce_patterns)
         self._journal.start()
         self._start("ledger", self._ledger.run())
         self._start("accounting files", self._accounting.run())
@@ -163,6 +166,7 @@ class Engine:
         self._every("heartbeat", _HEARTBEAT_SECONDS, self._heartbeat, 10.0)
         self._every("egress", _HEARTBEAT_SECONDS, self._follow_egress, 30.0)
         self._every("suppressions", _HEARTBEAT_SECONDS, self._follow_suppressions, 300.0)
+        self._every("bounce patterns", _HEARTBEAT_SECONDS, self._follow_bounce_patterns, 30.0)
         self._every("DKIM keys", _HEARTBEAT_SECONDS, self.intake.follow_keys, 10.0)
         self._every("campaigns", _WATCH_SECONDS, self.intake.watch_campaigns, 10.0)
         self._every("handing back", _WATCH_SECONDS, self.intake.hand_back, 60.0)
@@ -298,6 +302,8 @@ class Engine:
             await self._follow_egress()
         elif what == "suppressions":
             await self._follow_suppressions()
+        elif what == "bounce_patterns":
+            await self._follow_bounce_patterns()
         elif what == "dkim":
             await self.intake.follow_keys()
 
@@ -312,6 +318,16 @@ class Engine:
 
     async def _follow_suppressions(self) -> None:
         await self._suppressions.refresh(self._pool)
+
+    async def _follow_bounce_patterns(self) -> None:
+        if await bounce_patterns.version(self._pool) == self._patterns_version:
+            return
+        version, patterns = await bounce_patterns.load(self._pool)
+        try:
+            self.turn.bounce_rules = shipped_rules().with_patterns(patterns)
+        except Invalid as error:  # not by way of the API, which compiles them all: somebody wrote into the table
+            log.error("bounce patterns refused, the ones before stay in force", reason=str(error))
+        self._patterns_version = version
 
     async def _follow_egress(self) -> None:
         version = await engines.egress_version(self._pool)

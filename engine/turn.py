@@ -17,7 +17,7 @@ import structlog
 from compose.campaign import CompiledCampaign
 from compose.campaign import Message as Built
 from domain import states
-from domain.bounce import classify
+from domain.bounce import shipped_rules
 from domain.campaign import Batch
 from domain.errors import Invalid, JournalError
 from domain.reply import SmtpReply, one_line
@@ -46,6 +46,7 @@ class Turn:
         self.stopping = False  # drain: nothing new is begun
         self.trouble = ""  # why nothing is sent at all (R5)
         self.messages = 0  # outcomes of attempts that reached a server
+        self.bounce_rules = shipped_rules()  # behind the operator's patterns, once those are read
         self.clock = SteadyClock()
         self._journal = journal
         self._suppressions = suppressions
@@ -223,7 +224,7 @@ class Turn:
             )
             self._close(held)
             return
-        reason = classify(code, text) if code >= 400 else None
+        reason = self.bounce_rules.classify(code, text) if code >= 400 else None
         if reason is not None and outcome.stage == STAGE_MAIL and reason.fault == "recipient":
             reason = _SENDER_REFUSED
         limits, first_attempt_at, guilty = path.server.limits, held.batch.first_attempt_at, False

@@ -5,7 +5,7 @@ sluice:{server}:queue:{class}           list     feeder RPUSH    intake LPOP   u
 sluice:generation                       string   feeder          feeder        for ever; gone = Redis was wiped, announce anew
 sluice:engine:{id}:status               string   engine          status, top   5 s after the last heartbeat; JSON
 sluice:console:{hash}                   string   console         console       12 h; whose session, named by the SHA-256 of its cookie
-sluice:changes                          channel  whoever changes engine        a word: `campaigns`, `egress`, `suppressions`, `dkim`
+sluice:changes                          channel  whoever changes engine        what changed, in a word: `services.announce` names them
 
 Losing all of it costs a rebuild from PostgreSQL, never a recipient and never a second copy. The braces around the server
 id are Redis Cluster hash tags: all keys of one command live in one slot.
