@@ -17,7 +17,7 @@ import structlog
 from compose.campaign import CompiledCampaign
 from compose.campaign import Message as Built
 from domain import states
-from domain.bounce import shipped_rules
+from domain.bounce import BounceClass, shipped_rules
 from domain.campaign import Batch
 from domain.errors import Invalid, JournalError
 from domain.reply import SmtpReply, one_line
@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 JOURNAL_RETRY_SECONDS = 1.0
 BUG_EXIT_CODE = 70  # EX_SOFTWARE; the supervisor starts another one
+# An answer to MAIL FROM that speaks of an unknown mailbox or domain means the sender's: the recipient was not named yet
+_SENDER_REFUSED = BounceClass("invalid-sender", "sender", hard=False, rule="mail-from")
 _SESSIONS_PER_TURN = 512  # more connections than this are filled over several turns, so no turn holds up the loop for long
 
 
