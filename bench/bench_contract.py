@@ -1,10 +1,12 @@
 """Bench of the delivery contract: engine CPU per message with the journal, and of the same build with its writes going to a null file.
 
-    python -m bench.bench_contract [--messages N] [--runs N] [--json]
+    python -m bench.bench_contract [--messages N] [--pairs N] [--unread] [--json]
 
-Three engines send the same campaigns, in turn: `contract` as it is; `written, not read`, whose ledger and accounting files stand still; and
-`null file`, which writes its records to /dev/null, so that nothing is on disk, nothing is synced and nobody reads anything. Only the
-journal differs: it is replaced in the bench's own child process, production code knows nothing of it. Stores and sink are private.
+Two engines send the same campaigns, in turn: `contract` as it is, and `null file`, which writes its records to /dev/null, so that nothing
+is on disk, nothing is synced and nobody reads anything. The ratio is the median over pairs of runs that follow each other, each pair in
+the other order than the one before, so that what disturbs the machine disturbs both; CPU per message, never a rate. `--unread` adds
+`written, not read`, whose ledger and accounting files stand still: what the writing alone costs. Only the journal differs: it is replaced
+in the bench's own child process, production code knows nothing of it. Stores and sink are private. Less than three minutes.
 """
 
 import argparse
@@ -39,11 +41,11 @@ from store import accounting, batch_queue, embedded
 CONTRACT: Final = "contract"
 UNREAD: Final = "written, not read"
 NULL: Final = "null file"
-MODES: Final = (CONTRACT, UNREAD, NULL)
 GOAL: Final = 1.15
 _MODE: Final = "BENCH_JOURNAL"  # tells the engine's process what to be; read here only
-_LONGEST_SECONDS: Final = 25.0  # batches that nobody settles are leased again after 30 s
+_LONGEST_SECONDS: Final = 60.0
 _FLUSH_SECONDS: Final = 1.2
+_LEASE_SECONDS: Final = "600"  # batches that nobody settles must not be leased again
 
 
 class NullJournal(Journal):
@@ -93,9 +95,12 @@ class ContractBench(Bench):
         """Let this engine run, and no other; what it keeps on disk is below `directory`, so that nobody takes over its journal."""
         if self._engines is not None:
             await self._engines.stop()
+        # One whose ledger is not real leaves its journal behind and does not say that it ended: for ten seconds it would have its share
+        # of the connections
+        await self._pool.execute("update engines set stopped_at = now() where stopped_at is null")
         self.mode = mode
         (child,) = (child for child in machine.children(Settings(), engines=1) if child.name == "engine.0")
-        own = {_MODE: mode, "SLUICE_NODE__STATE_DIRECTORY": str(directory)}
+        own = {_MODE: mode, "SLUICE_NODE__STATE_DIRECTORY": str(directory), "SLUICE_ENGINE__LEASE_SECONDS": _LEASE_SECONDS}
         argv = machine.python("bench.bench_contract", "--slot", "0")  # with that variable it is an engine
         self._engines = self._supervisor([msgspec.structs.replace(child, argv=argv, environment=own)])
         await self._engines.start()
@@ -142,57 +147,67 @@ async def opened(backends: embedded.Backends, directory: Path) -> AsyncIterator[
         await bench.close()
 
 
-async def run(backends: embedded.Backends, root: Path, messages: int, runs: int) -> dict[str, Any]:
-    """All three, `runs` times in turn, so that what disturbs the machine disturbs each of them."""
+async def run(backends: embedded.Backends, root: Path, messages: int, pairs: int, others: tuple[str, ...]) -> dict[str, Any]:
+    """`pairs` times the contract and the null file, in alternating order, and `others` behind them."""
     case = Case(name="contract", recipients=messages)
-    found: dict[str, list[float]] = {mode: [] for mode in MODES}
+    found: dict[str, list[float]] = {mode: [] for mode in (CONTRACT, NULL, *others)}
     watch = measure.Watch()
     async with opened(backends, root) as bench:
         smtp, _, _ = await bench.sink(case.delay_ms)
         server = await bench._server(case, smtp)
-        for number in range(runs):
-            for mode in MODES:
+        for number in range(pairs):
+            for mode in (*((CONTRACT, NULL) if number % 2 else (NULL, CONTRACT)), *others):
                 await bench.start(mode, root / f"{number} {mode}")
                 await bench.send(case, server, end_to_end.WARM_UP)
                 found[mode].append(await bench.send(case, server, messages))
     _, foreign = watch.stop()
-    least = {mode: round(min(values), 2) for mode, values in found.items()}
-    middle = {mode: round(statistics.median(values), 2) for mode, values in found.items()}
+    ratios = {mode: sorted(a / b for a, b in zip(found[mode], found[NULL], strict=True)) for mode in (CONTRACT, *others)}
     return {
         "messages": messages,
-        "runs": runs,
-        "cpu_us_per_message": middle,
-        "least_cpu_us_per_message": least,  # what others on the machine disturbed least
-        "ratio": round(middle[CONTRACT] / middle[NULL], 3),
-        "ratio_of_least": round(least[CONTRACT] / least[NULL], 3),
-        "ratio_written_not_read": round(middle[UNREAD] / middle[NULL], 3),
+        "pairs": pairs,
+        "cpu_us_per_message": {mode: round(statistics.median(values), 2) for mode, values in found.items()},
+        "least_cpu_us_per_message": {mode: round(min(values), 2) for mode, values in found.items()},  # the least disturbed
+        "ratio": round(statistics.median(ratios[CONTRACT]), 3),
+        "ratios": {mode: [round(value, 3) for value in values] for mode, values in ratios.items()},
         "goal": GOAL,
         "foreign_cpu": foreign,
     }
 
 
-def main() -> None:
-    """Run and print."""
+def main() -> int:
+    """Run and print. Exit code 1: the goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--messages", type=int, default=30_000)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--messages", type=int, default=20_000)
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--unread", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
     root.chmod(0o711)
+    keep = False
     try:
         with embedded.resolve("embedded:", "embedded:", root / "state") as backends:
-            found = asyncio.run(run(backends, root, options.messages, options.runs))
+            found = asyncio.run(run(backends, root, options.messages, options.pairs, (UNREAD,) if options.unread else ()))
+    except Unavailable as error:
+        keep = True
+        print(f"{error}; logs: {root}", file=sys.stderr)
+        return 2
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(root, ignore_errors=True)
     if options.json:
         print(json.dumps(found))
-        return
-    for mode, value in found["cpu_us_per_message"].items():
-        print(f"{mode:<20} {value:8.2f} us of engine CPU per message (median; least {found['least_cpu_us_per_message'][mode]:.2f})")
-    print(f"contract / null file {found['ratio']:8.3f}      goal: at most {GOAL} (of the least: {found['ratio_of_least']:.3f})")
-    print(f"written / null file  {found['ratio_written_not_read']:8.3f}")
-    print(f"others used {found['foreign_cpu']:.2f} cores meanwhile")
+    else:
+        for mode, value in found["cpu_us_per_message"].items():
+            print(f"{mode:<20} {value:8.2f} us of engine CPU per message (median; least {found['least_cpu_us_per_message'][mode]:.2f})")
+        for mode, ratios in found["ratios"].items():
+            goal = f"; goal: at most {GOAL}" if mode == CONTRACT else ""
+            print(
+                f"{mode + ' / ' + NULL:<29} {statistics.median(ratios):6.3f} (median of {len(ratios)} pairs, "
+                f"{ratios[0]:.3f} to {ratios[-1]:.3f}){goal}"
+            )
+        print(f"others used {found['foreign_cpu']:.2f} cores meanwhile")
+    return 1 if found["ratio"] > GOAL else 0
 
 
 def engine_main() -> int:
@@ -206,4 +221,4 @@ def engine_main() -> int:
 if __name__ == "__main__":
     if _MODE in os.environ:
         sys.exit(engine_main())
-    main()
+    sys.exit(main())
