@@ -19,15 +19,12 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench.chaos import isolation, matrix, peer_faults, process_faults, report, store_faults, storm, world_faults
+from bench.chaos import matrix, report, storm
+from bench.chaos.catalogue import CANNOT, FAULTS
 from bench.chaos.fault import CannotRun, Fault
 from bench.chaos.runner import FLEET_NEEDS, Options, Run, Runner, summed
 from domain.errors import SluiceError
 
-FAULTS: Final[tuple[Fault, ...]] = (
-    *process_faults.FAULTS, *store_faults.FAULTS, *peer_faults.FAULTS, *world_faults.FAULTS, *isolation.FAULTS
-)  # fmt: skip
-CANNOT: Final = (CannotRun(39, "webhooks", "there are none yet"),)
 QUICK_RECIPIENTS: Final = 6_000
 QUICK_RATE: Final = 2000.0
 

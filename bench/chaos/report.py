@@ -1,14 +1,20 @@
-"""What the harness says: progress and a table for people on standard error, the results as JSON on standard output."""
+"""What the harness says: progress and a table for people on standard error, the results as JSON on standard output.
+
+`python -m bench.chaos.report FILE ...` makes one Markdown table by groups of what `--json` printed into these files.
+"""
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.chaos.catalogue import FAULTS, GROUPS
 from bench.chaos.fault import CannotRun, Fault
-from bench.chaos.runner import Run, summed
+from bench.chaos.runner import Result, Run, summed
 
 _console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 200)
 
@@ -71,3 +77,29 @@ def catalogue(faults: Sequence[Fault], cannot: Sequence[CannotRun]) -> None:
     _console.print(made)
     for entry in cannot:
         say(f"not played: row {entry.row}, {entry.name}: {entry.reason}", "yellow")
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """A table with one line per group of faults, and one for each storm."""
+    rows = {fault.name: fault.row for fault in FAULTS}
+    told: dict[str, list[Result]] = {name: [] for name, _ in GROUPS}
+    for result in results:
+        name = next((name for name, of in GROUPS if rows.get(result.fault) in of), result.fault)
+        told.setdefault(name, []).append(result)
+    lines = [
+        "| faults | runs | recipients | lost | false | second copies, each with its `u` | unexplained | healed after, longest |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, group in told.items():
+        if group:
+            false = sum(one.false_delivered + one.false_bounced for one in group)
+            lines.append(
+                f"| {name} ({len(group)}) | {sum(one.runs for one in group):,} | {sum(one.recipients for one in group):,} | "
+                f"{sum(one.lost for one in group):,} | {false:,} | {sum(one.duplicates_announced for one in group):,} | "
+                f"{sum(one.duplicates_unexplained for one in group):,} | {max(one.heal_seconds for one in group):.1f} s |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown([result for name in sys.argv[1:] for result in msgspec.json.decode(Path(name).read_bytes(), type=list[Result])]))

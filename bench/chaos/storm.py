@@ -20,10 +20,13 @@ from bench.chaos.load import Load
 from bench.chaos.process_faults import DRAIN_SECONDS
 from bench.chaos.reconcile import Verdict
 from bench.chaos.runner import STORE_AWAY, Run, Runner, Say, verdict_sentences
+from domain.errors import Unavailable
 
 FAULT_EVERY_SECONDS: Final = 20.0
 _MIXED_RATE: Final = 500.0  # messages a second on average that mixed chaos must still send
 _LOADS_AT_ONCE: Final = 4  # a storm's load is that many times as large as a run's: fewer, larger campaigns
+_UNDER_WAY: Final = 500  # messages sent before the first harm
+_BEGIN_SECONDS: Final = 60.0
 _BACK: Final = 0.5  # of the pace before: a storm's fault is healed
 
 
@@ -144,9 +147,10 @@ async def _begin(runner: Runner, choices: str) -> tuple[Scene, Supply, float]:
     began = time.monotonic()
     await supply.start()
     scene = Scene(fleet, supply.loads[0], runner.copies, random.Random(choices))
-    async with asyncio.timeout(60.0):
-        while runner.copies.total < 500:
-            await asyncio.sleep(0.05)
+    while runner.copies.total < _UNDER_WAY:
+        if time.monotonic() - began > _BEGIN_SECONDS:
+            raise Unavailable(f"only {runner.copies.total} messages were sent in {_BEGIN_SECONDS:g} s; see {fleet.directory}/log")
+        await asyncio.sleep(0.05)
     return scene, supply, began
 
 
