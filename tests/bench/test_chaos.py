@@ -258,13 +258,11 @@ async def test_every_process_fault_once_breaks_no_promise() -> None:
 
 
 async def test_several_fleets_play_at_a_time() -> None:
-    code, out, err = await run_chaos("--recipients", "1000", "--rate", "600", "--jobs", "2", "--json", "--fault", "valkey-data-lost", "--fault",
-                                     "engine-terminated")  # fmt: skip
+    faults = ("valkey-data-lost", "engine-terminated")
+    options = [word for fault in faults for word in ("--fault", fault)]
+    code, out, err = await run_chaos("--recipients", "1000", "--rate", "600", "--jobs", "2", "--json", *options)
     assert code == 0, err
-    assert [(result["fault"], result["recipients"]) for result in json.loads(out)] == [
-        ("valkey-data-lost", 1000),
-        ("engine-terminated", 1000),
-    ]
+    assert [(result["fault"], result["recipients"]) for result in json.loads(out)] == [(fault, 1000) for fault in faults]
 
 
 async def test_foreign_servers_are_harmed_through_their_links_only(tmp_path: Path, database_url: str, redis_url: str) -> None:
