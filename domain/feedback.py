@@ -12,7 +12,7 @@ import re
 from typing import Final, Literal
 
 from domain import states
-from domain.bounce import CATEGORIES, HARD_CATEGORIES, BounceClass
+from domain.bounce import CATEGORIES, BounceClass
 
 Kind = Literal["rb", "rs", "f", "u"]
 Effect = Literal["hard", "soft", "sender", "content", "complained", "unsubscribed", "delivered", "none"]
@@ -56,8 +56,10 @@ def refusal_effect(kind: str, category: str, means: BounceClass) -> Effect:
     """
     if category not in (means.category, "message-expired"):  # recorded otherwise than the text reads: it was about something else
         return "sender" if CATEGORIES.get(category) == "sender" else "none"
+    if means.hard:
+        return "hard" if kind == states.KIND_BOUNCE else "soft"
     if means.fault == "sender":
         return "sender"
     if means.fault != "recipient":
         return "content" if means.fault == "content" else "none"
-    return "hard" if means.hard and kind == states.KIND_BOUNCE and category in HARD_CATEGORIES else "soft"
+    return "soft"

@@ -2,7 +2,8 @@
 
     python -m inbound.triage_process MEMORY_BYTES CPU_SECONDS
 
-The child reads frames on standard input and answers each on standard output, in order. A frame is four octets of length and MessagePack.
+The child reads frames on standard input and answers each on standard output, in order. A frame is four octets of length and MessagePack;
+the first one holds the operator's bounce patterns, and its answer is a single octet: ready.
 Its limits are the kernel's, so they hold inside compiled code, too: a message that is over one of them ends the process, and only that
 message is lost to reading. The parent starts another and goes on behind it.
 """
@@ -18,6 +19,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from domain.bounce_patterns import Pattern
 from inbound.summary import Summary
 
 MEMORY_BYTES: Final = 768 * 1024 * 1024  # of address space, libraries and RE2's tables included
@@ -56,7 +58,13 @@ class TriageProcess:
         self._real_seconds = real_seconds
         self._cpu_seconds = cpu_seconds
         self._process: Process | None = None
+        self._patterns: Sequence[Pattern] = ()
         self._decode = msgspec.msgpack.Decoder(Answer).decode
+
+    async def use(self, patterns: Sequence[Pattern]) -> None:
+        """From now on read with these patterns of the operator, which were checked."""
+        self._patterns = patterns
+        await self._end()
 
     async def read(self, messages: Sequence[Question]) -> AsyncGenerator[Summary | Unreadable, None]:
         """One answer for each message, in order."""
@@ -104,6 +112,7 @@ class TriageProcess:
                     # nothing of ours that a message could be made to tell: neither the database nor the key
                     env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
                 )  # fmt: skip
+                await _send(self._process, [self._patterns])
                 assert self._process.stdout is not None
                 await self._process.stdout.readexactly(1)
         return self._process
@@ -125,7 +134,7 @@ class TriageProcess:
 _ENVIRONMENT: Final = frozenset({"PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONHASHSEED"})
 
 
-async def _send(process: Process, messages: Sequence[Question]) -> None:
+async def _send(process: Process, messages: Sequence[Question | Sequence[Pattern]]) -> None:
     assert process.stdin is not None
     encode = msgspec.msgpack.Encoder().encode
     with contextlib.suppress(ConnectionError):
@@ -147,15 +156,16 @@ def main(memory_bytes: int, cpu_seconds: float) -> int:
     from inbound import triage
     from inbound.summary import summarize
 
-    shipped_rules()
-    triage.read(b"Subject: Undelivered mail\n\n<a@b.example>: 550 5.1.1 unknown\n", null_sender=True)  # what is built once
+    questions, answers = sys.stdin.buffer, sys.stdout.buffer
+    patterns = msgspec.msgpack.decode(questions.read(int.from_bytes(questions.read(4))), type=list[Pattern])
+    rules = shipped_rules().with_patterns(patterns)
+    triage.read(b"Subject: Undelivered mail\n\n<a@b.example>: 550 5.1.1 unknown\n", null_sender=True, rules=rules)  # what is built once
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     decode, encode = msgspec.msgpack.Decoder(Question).decode, msgspec.msgpack.Encoder().encode
-    questions, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(b"\n")
     answers.flush()
     while len(head := questions.read(4)) == 4:
@@ -163,7 +173,7 @@ def main(memory_bytes: int, cpu_seconds: float) -> int:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
             question = decode(questions.read(int.from_bytes(head)))
-            answer = encode(Answer(summarize(triage.read(question.raw, null_sender=question.null_sender))))
+            answer = encode(Answer(summarize(triage.read(question.raw, null_sender=question.null_sender, rules=rules))))
         except MemoryError:
             trouble = "reading it took more memory than there is for it"
         except Exception as bug:  # a bug of ours must cost one message, not the mail behind it

@@ -17,11 +17,12 @@ import asyncpg
 import structlog
 
 from domain import feedback
-from domain.errors import Unavailable
+from domain.bounce import shipped_rules
+from domain.errors import Invalid, Unavailable
 from inbound.handling import Keys, Verdict, judge
 from inbound.summary import Summary
 from inbound.triage_process import Question, TriageProcess, Unreadable
-from store import bounces, forwarding, received
+from store import bounce_patterns, bounces, forwarding, received
 from store.bounces import Changes, Rules
 from store.postgres import Pool, PooledConnection, transaction
 from store.received import Settled, Waiting
@@ -33,6 +34,7 @@ POLL_SECONDS: Final = 0.25  # who keeps mail in another process tells nobody
 MOST_MESSAGES: Final = 200  # of one group
 MOST_READING_SECONDS: Final = 5.0  # of one group: what is left over is taken by the next
 STORE_TIMEOUT_SECONDS: Final = 30.0
+PATTERNS_SECONDS: Final = 1.0  # how soon a changed bounce pattern counts
 PRUNE_SECONDS: Final = 600.0
 PRUNED_AT_ONCE: Final = 1000
 NOTICES_PER_HOUR: Final = 10
@@ -66,6 +68,9 @@ class Worker:
         self._wake = asyncio.Event()
         self._one_by_one = 0  # so many messages are taken alone: one of them made us fail
         self._pruned_at = 0.0
+        self._bounce_rules = shipped_rules()
+        self._patterns_version = -1
+        self._looked_for_patterns_at = -PATTERNS_SECONDS
 
     @property
     def restarts(self) -> int:
@@ -109,12 +114,28 @@ class Worker:
 
     async def once(self) -> bool:
         """Handle one group of messages and one of refusals; whether there may be more."""
+        await self._follow_patterns()
         messages = await self._messages()
         refused = await self._refusals()
         if time.monotonic() - self._pruned_at > PRUNE_SECONDS and not messages and not refused:
             if not await self._prune():
                 self._pruned_at = time.monotonic()
         return bool(messages or refused)
+
+    async def _follow_patterns(self) -> None:
+        """Take over the operator's bounce patterns, as the engines do."""
+        if time.monotonic() - self._looked_for_patterns_at < PATTERNS_SECONDS:
+            return
+        async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
+            if await bounce_patterns.version(self._pool) != self._patterns_version:
+                version, patterns = await bounce_patterns.load(self._pool)
+                try:
+                    self._bounce_rules = shipped_rules().with_patterns(patterns)
+                    await self._triage.use(patterns)
+                except Invalid as error:  # not by way of the API: somebody wrote into the table
+                    log.error("bounce patterns refused, the ones before stay in force", reason=str(error))
+                self._patterns_version = version
+        self._looked_for_patterns_at = time.monotonic()
 
     # --- messages ---------------------------------------------------------------------------------------------------------------
 
@@ -203,7 +224,7 @@ class Worker:
     async def _refusals(self) -> int:
         changes = Changes()
         async with transaction(self._pool, timeout_seconds=STORE_TIMEOUT_SECONDS) as conn:
-            taken = await bounces.take_refusals(conn, MOST_MESSAGES, self._rules, changes)
+            taken = await bounces.take_refusals(conn, MOST_MESSAGES, self._rules, changes, self._bounce_rules)
         self.refusals += taken
         await self._tell(changes)
         return taken

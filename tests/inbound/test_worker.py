@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from domain.bounce_patterns import Pattern
 from inbound.triage_process import TriageProcess
 from inbound.worker import Worker
-from store import inbound
+from store import bounce_patterns, inbound
 from store.bounces import Rules
 from store.inbound import Received
 from store.postgres import Pool
@@ -276,3 +277,11 @@ async def test_two_workers_never_count_a_message_twice(office: Office, world: Wo
     assert await pool.fetchval("select sum(messages) from inbound_totals") == 60
     assert await pool.fetchval("select count(*) from feedback") == 60
     assert await pool.fetchval("select hard from campaign_feedback") == 60
+
+
+async def test_what_the_operator_says_of_a_reply_counts_in_reports_too(office: Office, world: World, pool: Pool) -> None:
+    async with pool.acquire() as conn:
+        await bounce_patterns.add(conn, Pattern("we do not want you", "Hard"))
+    (row,) = await office.take(mails.dsn(world, status="5.7.1", text="550 5.7.1 We do not want you here"))
+    assert (row["outcome"], await office.state()) == ("acted", "bounced"), row["reason"]
+    assert "pattern we do not want you" in row["reason"]
