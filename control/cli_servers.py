@@ -55,6 +55,8 @@ def _options(command: Command) -> Command:
         click.option("--open-domain", help="Domain of the open pixel."),
         click.option("--mfrom", help="Domain of the signed return paths, or one address that is used exactly so."),
         click.option("--enforced-from", help="From address of everything sent through it."),
+        click.option("--fallback", metavar="NAME", help="Server that takes over while this one is unusable (limit fallback_after_seconds, "
+                     "default 300); none = no such server."),
         click.option("--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, repeatable: max_connections=20, "
                      "max_messages_per_second=100, bdat_window=4, retry_schedule_seconds=60,300,900, retry_growth=2 …"),
         click.option("--enabled/--disabled", "enabled", default=None, help="Use it or not; waiting mail waits."),
@@ -63,11 +65,13 @@ def _options(command: Command) -> Command:
     return command
 
 
-def _fields(password_file: Any, limits: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, as the API takes them. Raises Invalid."""
+async def _fields(stores: Stores, password_file: Any, limits: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as the API takes them. Raises Invalid, NotFound."""
     from domain.errors import Invalid
 
     fields = {name: value for name, value in given.items() if value is not None}
+    if (fallback := fields.pop("fallback", None)) is not None:
+        fields["fallback_server_id"] = None if fallback in ("", "none") else (await find_server(stores, fallback)).id
     if password_file is not None:
         fields["password"] = password_file.read().rstrip("\r\n")
     if limits:
@@ -92,7 +96,7 @@ def server_add(name: str, as_json: bool, password_file: Any, limits: tuple[str, 
     async def work(stores: Stores) -> "DeliveryServerShown":
         from control import delivery_servers as api
 
-        data = convert({"name": name, **_fields(password_file, limits, given)}, api.DeliveryServerCreate)
+        data = convert({"name": name, **await _fields(stores, password_file, limits, given)}, api.DeliveryServerCreate)
         return await call(stores, api.DeliveryServerController.create, data=data)  # type: ignore[no-any-return]
 
     _show(with_stores(work), as_json)
@@ -111,7 +115,7 @@ def server_update(name: str, new_name: str | None, as_json: bool, password_file:
         from control import delivery_servers as api
 
         server = await find_server(stores, name)
-        data = convert(_fields(password_file, limits, {"name": new_name, **given}), api.DeliveryServerUpdate)
+        data = convert(await _fields(stores, password_file, limits, {"name": new_name, **given}), api.DeliveryServerUpdate)
         return await call(stores, api.DeliveryServerController.update, server_id=server.id, data=data)  # type: ignore[no-any-return]
 
     _show(with_stores(work), as_json)

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from control import trial
 from control.guards import Caller
-from control.parameters import After, Id, Limit, Page, given, one_line
+from control.parameters import MAX_ID, After, Id, Limit, Page, given, one_line
 from control.services import Services
 from domain import address
 from domain.egress import DeliveryServer, DeliveryServerLimits, OnUncertain, Security
@@ -28,6 +28,7 @@ _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?(?:\.[a-
 RANGES: dict[str, tuple[float, float, str]] = {
     "port": (1, 65535, ""),
     "connect_timeout_seconds": (0.1, 300, ""),
+    "fallback_server_id": (1, MAX_ID, ""),
     "limits.max_connections": (0, 10_000, "0 pauses the server"),
     "limits.max_messages_per_second": (0, 1_000_000, "0 means no limit"),
     "limits.max_messages_per_connection": (0, 1_000_000, "0 means no limit"),
@@ -37,11 +38,16 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "limits.retry_growth": (1, 100, "1 means that the last wait of the schedule repeats"),
     "limits.retry_longest_seconds": (1, 7 * 86400, ""),
     "limits.max_age_seconds": (60, 30 * 86400, ""),
+    "limits.fallback_after_seconds": (1, 7 * 86400, ""),
 }
 
 
 class DeliveryServerCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new delivery server. `mfrom` is a domain (signed return paths below it) or one address, used exactly so."""
+    """A new delivery server. `mfrom` is a domain (signed return paths below it) or one address, used exactly so.
+
+    `fallback_server_id`: another server of the same user, through which waiting mail goes out, composed for it, once this one could not
+    be used for `limits.fallback_after_seconds`; null for none. Mail comes back by itself when this one works again.
+    """
 
     name: str
     host: str
@@ -56,6 +62,7 @@ class DeliveryServerCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     enforced_from: str = ""
     use_list_sender_as_mfrom: bool = False
     use_list_sender_as_from: bool = False
+    fallback_server_id: int | None = None
     limits: DeliveryServerLimits = DeliveryServerLimits()
     enabled: bool = True
 
@@ -76,6 +83,7 @@ class DeliveryServerLimitsUpdate(msgspec.Struct, frozen=True, kw_only=True, forb
     retry_longest_seconds: float | UnsetType = UNSET
     max_age_seconds: float | UnsetType = UNSET
     on_uncertain: OnUncertain | UnsetType = UNSET
+    fallback_after_seconds: float | UnsetType = UNSET
 
 
 class DeliveryServerUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +102,7 @@ class DeliveryServerUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     enforced_from: str | UnsetType = UNSET
     use_list_sender_as_mfrom: bool | UnsetType = UNSET
     use_list_sender_as_from: bool | UnsetType = UNSET
+    fallback_server_id: int | UnsetType | None = UNSET
     limits: DeliveryServerLimitsUpdate | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
 
@@ -116,6 +125,7 @@ class DeliveryServerShown(msgspec.Struct, frozen=True, kw_only=True):
     enforced_from: str
     use_list_sender_as_mfrom: bool
     use_list_sender_as_from: bool
+    fallback_server_id: int | None
     limits: DeliveryServerLimits
     enabled: bool
     version: int
@@ -250,8 +260,8 @@ def checked(fields: dict[str, Any]) -> dict[str, Any]:
         fields["mfrom"] = address.parse(mfrom, "mfrom").wire if "@" in mfrom else address.parse_domain(mfrom, "mfrom")
     if fields.get("enforced_from"):
         fields["enforced_from"] = address.parse(fields["enforced_from"], "enforced_from").text
-    for name in ("port", "connect_timeout_seconds"):
-        if name in fields:
+    for name in ("port", "connect_timeout_seconds", "fallback_server_id"):
+        if fields.get(name) is not None:
             _in_range(name, fields[name])
     if "limits" in fields:
         limits: DeliveryServerLimits = fields["limits"]

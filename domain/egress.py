@@ -24,6 +24,7 @@ class DeliveryServerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     retry_longest_seconds: float = 14400.0  # waits do not grow beyond this
     max_age_seconds: float = 4.5 * 86400.0  # from the first attempt; older is expired
     on_uncertain: OnUncertain = "retry"
+    fallback_after_seconds: float = 300.0  # unusable for so long, its mail goes out through the fallback server
 
 
 class DeliveryServer(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,7 @@ class DeliveryServer(msgspec.Struct, frozen=True, kw_only=True):
     enforced_from: str = ""
     use_list_sender_as_mfrom: bool = False
     use_list_sender_as_from: bool = False
+    fallback_server_id: int | None = None  # takes over while this one is unusable; its own fallback does not count then
     limits: DeliveryServerLimits = DeliveryServerLimits()
     enabled: bool = True
     version: int = 1

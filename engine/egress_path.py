@@ -72,6 +72,9 @@ class EgressPath:
         self._turn_index = 0
         self.held = 0  # batches leased for this path and not settled; kept by intake
         self.ready = 0
+        self.away = ""  # name of the fallback that sends what belongs here
+        self.away_recipients = 0  # given to it, ever
+        self.missed = False  # something went to it since the last try to connect
         self.draining = False
         self._idle_since = time.monotonic()
         self.state = "idle"
@@ -104,6 +107,16 @@ class EgressPath:
 
     def _works(self) -> bool:
         return any(session.sent > session.facts.unanswered + session.in_flight for session in self.sessions)
+
+    def needs_fallback(self, now: float) -> bool:
+        """Whether no connection could be used for longer than an operator wants to wait for that."""
+        unusable = self.failures and not self.sessions and self.server.fallback_server_id is not None
+        return bool(unusable) and now - self.health.failing_since >= self.server.limits.fallback_after_seconds
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether it can send for another server now."""
+        return self.server.enabled and self.max_connections > 0 and not self.draining and not self.failures
 
     def reconfigure(self, server: DeliveryServer, password: str, share: tuple[int, int]) -> None:
         """Apply a new version of the server or a new share of its limits; open connections that are still allowed stay."""
@@ -261,7 +274,8 @@ class EgressPath:
             self._say("disabled", "max_connections is 0, so nothing is sent")
         elif self.failures:
             state = "suspended" if health.permanent else "failing"
-            self._say(state, f"{health.failure}; {health.next_try(now)}, recipients wait")
+            waiting = f"recipients go out through {self.away} ({self.away_recipients} so far)" if self.away else "recipients wait"
+            self._say(state, f"{health.failure}; {health.next_try(now)}, {waiting}")
         elif self.sessions:
             busy = [session for session in self.sessions if session.in_flight]
             notes = health.notes(now)
@@ -308,7 +322,7 @@ class EgressPath:
                     now=now,
                     enabled=self.server.enabled,
                     draining=self.draining,
-                    ready=self.ready,
+                    ready=self.ready or int(self.missed and probing),  # what a fallback sends is worth a try
                     open=len(self.sessions),
                     connecting=len(self._connecting),
                     idle=len(idle),
@@ -339,7 +353,7 @@ class EgressPath:
                     await self._wake.wait()
 
     async def _connect(self) -> None:
-        server, number = self.server, next(_connection_ids)
+        server, number, self.missed = self.server, next(_connection_ids), False
         try:
             connected = await connect(server, password=self._password, ehlo_name=self._ehlo_name, source_address=None)
         except ConnectFailed as failure:

@@ -72,6 +72,7 @@ class HeldBatch:
 
     __slots__ = (
         "batch", "campaign", "cursor", "epoch", "in_flight", "key", "lease_until", "losses", "lost", "open", "returned", "returning",
+        "server_id",
     )  # fmt: skip
 
     def __init__(self, batch: Batch, campaign: LiveCampaign, epoch: int, done: BitString, lease_until: float) -> None:
@@ -83,6 +84,7 @@ class HeldBatch:
             batch.recipients = [batch.recipients[i] for i in left]
         self.batch = batch
         self.campaign = campaign
+        self.server_id = batch.delivery_server_id  # the one it goes out through; a fallback where it is not the batch's own
         self.key = (batch.campaign_id, batch.batch)
         self.epoch = epoch
         self.lease_until = lease_until

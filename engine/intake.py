@@ -47,7 +47,7 @@ class Intake:
         keyring: Keyring, public_url: str, held_batches: int, lease_seconds: float, lease_margin: float, mail: Mail,
     ) -> None:  # fmt: skip
         self.held: dict[Key, HeldBatch] = {}
-        self.campaigns: dict[Key, LiveCampaign] = {}  # (campaign, part)
+        self.campaigns: dict[tuple[int, int, int], LiveCampaign] = {}  # (campaign, part, delivery server)
         self.unreadable = 0
         self.trouble = ""
         self.held_batches = held_batches
@@ -78,7 +78,7 @@ class Intake:
         if self.held.get(held.key) is held:
             del self.held[held.key]
             held.campaign.held -= 1
-            path = self._paths.get(held.batch.delivery_server_id)
+            path = self._paths.get(held.server_id)
             if path is not None:
                 path.held -= 1
         self._wake.set()
@@ -131,14 +131,14 @@ class Intake:
             return
         if not await batch_queue.any_waiting(self._redis, self._paths):
             return
-        for path in list(self._paths.values()):
-            server = path.server.id
+        for home in list(self._paths.values()):
+            server, path = home.server.id, self._way(home)
             in_hand = sum(b.delivery_server_id == server for b in self._in_hand.values())
             if path.draining or not path.server.enabled or path.max_connections == 0:
                 continue
             if path.failures and path.untried:
                 continue  # the server does not take what we hold already; leave the rest to those it works for
-            urgent = sum(h.campaign.priority_class == _URGENT and h.batch.delivery_server_id == server for h in self.held.values())
+            urgent = sum(h.campaign.priority_class == _URGENT and h.server_id == path.server.id for h in self.held.values())
             taken = await self._take_class(server, _URGENT, _URGENT_BATCHES * self.held_batches - urgent - in_hand)
             room = self.held_batches - (path.held - urgent) - in_hand - taken
             for priority_class in PRIORITY_CLASSES[1:]:
@@ -154,13 +154,12 @@ class Intake:
         return len(batches)
 
     async def _hold(self, batch: Batch, epoch: int, done: BitString, lease_until: float) -> None:
-        path = self._paths.get(batch.delivery_server_id)
-        campaign = await self._campaign(batch.campaign_id, batch.part)
+        home = self._paths.get(batch.delivery_server_id)
+        path = self._way(home) if home is not None else None
+        campaign = await self._campaign(batch, path)
         if campaign is None:
             log.error("a batch of a campaign that is gone was dropped", campaign=batch.campaign_id, batch=batch.batch)
             return
-        if batch.part:
-            campaign = campaign.queued(batch.first_attempt_at or batch.composed_at)
         campaign.state = states.RUNNING  # the grant was given because it is
         held = HeldBatch(batch, campaign, epoch, done, lease_until)
         self.held[held.key] = held
@@ -168,23 +167,32 @@ class Intake:
         if path is None or self.stopping:
             held.lost = True  # handed back by the next `hand_back`
             return
+        if home is not path and home is not None:
+            held.server_id = path.server.id
+            home.away_recipients += held.open
+            home.missed = True
         path.held += 1
         if not held.open:
             held.lost = True
             return
         path.add(held)
 
-    async def _campaign(self, campaign_id: int, part: int) -> LiveCampaign | None:
-        found = self.campaigns.get((campaign_id, part))
-        if found is not None and found.compiled is not None:
-            path = self._paths.get(found.compiled.content.delivery_server_id)
-            if path is not None and path.server.version == found.server_version:
-                return found
+    async def _campaign(self, batch: Batch, path: EgressPath | None) -> LiveCampaign | None:
+        """The campaign of a batch, compiled for the server it goes out through."""
+        campaign = await self._compiled(batch.campaign_id, batch.part, path)
+        if campaign is not None and batch.part:
+            return campaign.queued(batch.first_attempt_at or batch.composed_at)
+        return campaign
+
+    async def _compiled(self, campaign_id: int, part: int, path: EgressPath | None) -> LiveCampaign | None:
+        key = (campaign_id, part, path.server.id if path else 0)
+        found = self.campaigns.get(key)
+        if found is not None and found.compiled is not None and path is not None and path.server.version == found.server_version:
+            return found
         loaded = await engines.campaign_content(self._pool, campaign_id, part)
         if loaded is None:
             return None
         content, priority_class = loaded
-        path = self._paths.get(content.delivery_server_id)
         version = path.server.version if path else 0
         campaign = LiveCampaign(campaign_id, content.user_id, content.list_id, priority_class, content.version, content.queued_at, version)
         if path is not None:
@@ -194,11 +202,63 @@ class Intake:
             except Invalid as refusal:
                 campaign.refusal = refusal
                 log.error("campaign content refused", campaign=campaign_id, reason=str(refusal))
-        self.campaigns[campaign_id, part] = campaign
+        self.campaigns[key] = campaign
         if len(self.campaigns) > _RECOMPILE_KEEP:
             for key in [key for key, c in self.campaigns.items() if not c.held and c is not campaign]:
                 del self.campaigns[key]
         return campaign
+
+    # --- fallback servers ---------------------------------------------------------------------------------------------------
+    def _way(self, home: EgressPath) -> EgressPath:
+        """The path that sends what belongs to `home` now. A fallback's own fallback is never asked: no chains, no circles."""
+        if home.needs_fallback(time.monotonic()):
+            fallback = self._paths.get(home.server.fallback_server_id or 0)
+            if fallback is not None and fallback.takes_over:
+                return fallback
+        return home
+
+    async def follow_fallbacks(self) -> None:
+        """Send what waits for a server that cannot be used out through its fallback; what still waits there goes home when it can.
+
+        A batch moves as a whole and only while nothing of it is in flight, so a connection's answers always find it where they left it.
+        """
+        for held in list(self.held.values()):
+            home = self._paths.get(held.batch.delivery_server_id)
+            if home is None:
+                continue
+            way = self._way(home)
+            if way.server.id != held.server_id and self._movable(held):
+                await self._move(held, home, way)
+            if held.server_id != home.server.id:
+                home.missed = True
+        for path in list(self._paths.values()):
+            way = self._way(path)
+            name = way.server.name if way is not path else ""
+            if name != path.away:
+                log.warning("fallback", server=path.server.name, through=name or path.server.name, reason=path.health.failure)
+            path.away = name
+            if path.missed:
+                path.wake()
+
+    def _movable(self, held: HeldBatch) -> bool:
+        unmoved = self.held.get(held.key) is held and not held.in_flight and held.open > 0
+        return unmoved and not held.lost and not held.returning and not self.stopping
+
+    async def _move(self, held: HeldBatch, home: EgressPath, way: EgressPath) -> None:
+        campaign = await self._campaign(held.batch, way)
+        before = self._paths.get(held.server_id)
+        if campaign is None or before is None or not self._movable(held):
+            return
+        before.remove(lambda other: other is held)
+        before.held -= 1
+        held.campaign.held -= 1
+        campaign.state = held.campaign.state
+        campaign.held += 1
+        held.campaign, held.server_id = campaign, way.server.id
+        held.losses.clear()
+        home.away_recipients += held.ready if way is not home else -held.ready
+        way.held += 1
+        way.add(held)
 
     async def watch_campaigns(self) -> None:
         """Learn which of the campaigns we hold batches of still run; a paused one stops at its next message."""
@@ -236,11 +296,11 @@ class Intake:
                 if held.lost and not self.stopping:
                     held.lost = False
                     if held.ready:
-                        self._paths[held.batch.delivery_server_id].add(held)
+                        self._paths[held.server_id].add(held)
 
     def _can_send(self, held: HeldBatch) -> bool:
         """Whether `held` may be sent, but for its lease."""
-        path = self._paths.get(held.batch.delivery_server_id)
+        path = self._paths.get(held.server_id)
         if path is None or not path.server.enabled or path.max_connections == 0 or not held.open or held.returning:
             return False
         # Lost before its time: by a drain, a server switched off, or because it was called back

@@ -21,6 +21,7 @@ class PathHealth:
 
     def __init__(self, now: float) -> None:
         self.failures = 0
+        self.failing_since = 0.0  # the first of these failures
         self.permanent = False
         self.retry_at = 0.0
         self.failure = ""
@@ -52,6 +53,8 @@ class PathHealth:
         """
         if connection <= self._failed_at and not (permanent and not self.permanent):
             return False
+        if not self.failures:
+            self.failing_since = now
         self.failures += 1
         self.permanent = permanent
         self.failure = sentence

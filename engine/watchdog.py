@@ -125,7 +125,7 @@ class Watchdog:
                 )
 
     def _oldest(self, server_id: int) -> str:
-        held = next((held for held in self._intake.held.values() if held.batch.delivery_server_id == server_id and held.open), None)
+        held = next((held for held in self._intake.held.values() if held.server_id == server_id and held.open), None)
         return f"; first batch: campaign {held.key[0]}, batch {held.key[1]}, {held.open} open" if held else ""
 
     def _look_at_batches(self, now: float, found: list[tuple[str, str]]) -> None:

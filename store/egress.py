@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 
 from domain.egress import DeliveryServer, DeliveryServerLimits
-from domain.errors import Conflict, NotFound
+from domain.errors import Conflict, Invalid, NotFound
 from store.postgres import Pool, PooledConnection, transaction
 
 # The columns a caller may write; `limits` is stored as JSON, `password` arrives sealed
@@ -24,6 +24,7 @@ FIELDS = (
     "enforced_from",
     "use_list_sender_as_mfrom",
     "use_list_sender_as_from",
+    "fallback_server_id",
     "limits",
     "enabled",
 )
@@ -39,8 +40,9 @@ def _server(row: asyncpg.Record) -> DeliveryServer:
 
 
 async def create(pool: Pool, user_id: int, fields: dict[str, Any], seal: Seal | None) -> DeliveryServer:
-    """Store a new delivery server; `fields` has every name of FIELDS. Raises Conflict when the name is taken."""
+    """Store a new delivery server; `fields` has every name of FIELDS. Raises Conflict when the name is taken, Invalid for the fallback."""
     async with transaction(pool) as conn:
+        await _check_fallback(conn, user_id, 0, fields)
         try:
             server_id = await conn.fetchval(
                 f"insert into delivery_servers (user_id, {', '.join(FIELDS)}) "
@@ -57,14 +59,16 @@ async def create(pool: Pool, user_id: int, fields: dict[str, Any], seal: Seal | 
 
 
 async def update(pool: Pool, user_id: int | None, server_id: int, fields: dict[str, Any], seal: Seal | None) -> DeliveryServer:
-    """Change the given fields, and the password where `seal` is given. Raises NotFound, Conflict."""
+    """Change the given fields, and the password where `seal` is given. Raises NotFound, Conflict, Invalid for the fallback."""
     async with transaction(pool) as conn:
-        if not await conn.fetchval(
-            "select true from delivery_servers where id = $1 and ($2::bigint is null or user_id = $2) and deleted_at is null for update",
+        owner = await conn.fetchval(
+            "select user_id from delivery_servers where id = $1 and ($2::bigint is null or user_id = $2) and deleted_at is null for update",
             server_id,
             user_id,
-        ):
+        )
+        if owner is None:
             raise NotFound("delivery server", server_id)
+        await _check_fallback(conn, owner, server_id, fields)
         changes = {name: _value(name, fields[name]) for name in FIELDS if name in fields}
         if seal is not None:
             changes["password_sealed"] = seal(server_id)
@@ -97,6 +101,9 @@ async def delete(pool: Pool, user_id: int | None, server_id: int) -> None:
         await conn.execute(
             "update delivery_servers set deleted_at = now(), enabled = false, version = version + 1 where id = $1", server_id
         )
+        await conn.execute(
+            "update delivery_servers set fallback_server_id = null, version = version + 1 where fallback_server_id = $1", server_id
+        )
         await _raise_version(conn)
 
 
@@ -127,6 +134,19 @@ async def list_servers(conn: PooledConnection, user_id: int | None, after: int, 
 
 def _value(name: str, value: Any) -> Any:
     return msgspec.json.encode(value).decode() if name == "limits" else value
+
+
+async def _check_fallback(conn: PooledConnection, owner: int, server_id: int, fields: dict[str, Any]) -> None:
+    """A fallback is another server of the same user; locked, so that it is not deleted meanwhile."""
+    fallback = fields.get("fallback_server_id")
+    if fallback is None:
+        return
+    if fallback == server_id:
+        raise Invalid("fallback_server_id", "is this server itself; choose another one, or null for none", fallback)
+    if not await conn.fetchval(
+        "select true from delivery_servers where id = $1 and user_id = $2 and deleted_at is null for share", fallback, owner
+    ):
+        raise Invalid("fallback_server_id", "there is no such delivery server of the same user", fallback)
 
 
 def _taken(fields: dict[str, Any]) -> Conflict:

@@ -65,8 +65,8 @@ async def egress_config(pool: Pool, refused: Callable[[int, str], None] | None =
         version = await conn.fetchval("select version from egress_version")
         rows = await conn.fetch(
             "select id, user_id, name, host, port, security, connect_timeout_seconds, username, password_sealed, link_domain, "
-            "open_domain, mfrom, enforced_from, use_list_sender_as_mfrom, use_list_sender_as_from, limits::text as limits, enabled, "
-            "version from delivery_servers where deleted_at is null"
+            "open_domain, mfrom, enforced_from, use_list_sender_as_mfrom, use_list_sender_as_from, "
+            "fallback_server_id, limits::text as limits, enabled, version from delivery_servers where deleted_at is null"
         )
     servers = {}
     for row in rows:

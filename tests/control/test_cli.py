@@ -235,6 +235,8 @@ def test_a_delivery_server_is_added_tried_and_changed(sluice: Sluice, sink: str)
     assert isinstance(changed, dict)
     assert (changed["name"], changed["username"], changed["has_password"], changed["limits"]) == ("Relay", "me", True, made["limits"])
     assert "s3cret" not in sluice("server", "show", "Relay").stdout
+    assert sluice("server", "update", "Relay", "--fallback", "Relay").returncode != 0
+    assert "fallback_after_seconds" in sluice("server", "update", "Relay", "--fallback", "none", "--json").stdout
     assert [server["name"] for server in json.loads(sluice("server", "list", "--json").stdout)] == ["Relay"]
 
 

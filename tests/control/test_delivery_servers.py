@@ -116,6 +116,29 @@ async def test_user_name_and_password_belong_together(ada: Client, pool: Pool) -
     await ada.refused(422, "PATCH", path, json={"username": "eva"})
 
 
+async def test_a_fallback_is_another_server_of_the_same_user(ada: Client, eve: Client, pool: Pool) -> None:
+    spare = await ada.ok("POST", "/delivery-servers", json={**SERVER, "name": "spare"})
+    foreign = await eve.ok("POST", "/delivery-servers", json=SERVER)
+    made = await ada.ok("POST", "/delivery-servers", json={**SERVER, "fallback_server_id": spare["id"]})
+    assert made["fallback_server_id"] == spare["id"]
+    assert (await engines.egress_config(pool)).servers[made["id"]].fallback_server_id == spare["id"]
+    for wrong in (made["id"], foreign["id"], 4711, 2**80, 0, "spare"):
+        refusal = await ada.refused(422, "PATCH", f"/delivery-servers/{made['id']}", json={"fallback_server_id": wrong})
+        assert "fallback_server_id" in str(refusal)
+    await ada.refused(422, "POST", "/delivery-servers", json={**SERVER, "name": "third", "fallback_server_id": foreign["id"]})
+    kept = await ada.ok("PATCH", f"/delivery-servers/{made['id']}", json={"port": 26, "limits": {"fallback_after_seconds": 60}})
+    assert (kept["fallback_server_id"], kept["limits"]["fallback_after_seconds"]) == (spare["id"], 60)
+    cleared = await ada.ok("PATCH", f"/delivery-servers/{made['id']}", json={"fallback_server_id": None})
+    assert cleared["fallback_server_id"] is None
+
+
+async def test_a_fallback_that_is_deleted_is_none_any_more(ada: Client, pool: Pool) -> None:
+    spare = await ada.ok("POST", "/delivery-servers", json={**SERVER, "name": "spare"})
+    made = await ada.ok("POST", "/delivery-servers", json={**SERVER, "fallback_server_id": spare["id"]})
+    await ada.ok("DELETE", f"/delivery-servers/{spare['id']}")
+    assert (await engines.egress_config(pool)).servers[made["id"]].fallback_server_id is None
+
+
 async def test_names_are_taken_once_per_user(ada: Client, eve: Client) -> None:
     made = await ada.ok("POST", "/delivery-servers", json=SERVER)
     await ada.refused(409, "POST", "/delivery-servers", json=SERVER)

@@ -22,6 +22,7 @@ FIELDS: dict[str, Any] = {
     "enforced_from": "",
     "use_list_sender_as_mfrom": False,
     "use_list_sender_as_from": False,
+    "fallback_server_id": None,
     "limits": DeliveryServerLimits(max_connections=7, retry_schedule_seconds=(1.0, 2.0)),
     "enabled": True,
 }
