@@ -61,14 +61,14 @@ class Clock:
         """`+3600` seconds ahead, `-3600` behind, or `2026-01-31 12:00:00` (UTC) for a clock that stands still."""
         fresh = self._file.with_suffix(".new")
         fresh.write_text(text)
-        fresh.replace(self._file)  # never seen empty: it is read at every look at the clock
+        fresh.replace(self._file)  # never seen empty
 
     def environment(self) -> dict[str, str]:
         """For the process."""
         return {
             "LD_PRELOAD": str(faketime_library()),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",  # seconds; without it the file would be opened at every look at the clock
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "TZ": "UTC",
         }
