@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from compose import header_rules, link_rewriting, liquid, mail_headers, mime
+from compose import header_rules, link_rewriting, liquid, mail_headers, markup, mime
 from compose.link_nodes import Splicer
 from compose.signing import DkimSigner
 from compose.tags import Tags
@@ -120,8 +120,15 @@ class CompiledCampaign:
         lines, layout.cfbl = mail_headers.system(mail, content, domain)
         layout.list_headers = (layout.list_headers or b"") + lines + self._custom(layout, constants)
         layout.text = self._part("text", content.text, html=False, constants=constants)
-        layout.html = self._part("html", content.html, html=True, constants=constants)
-        parts = mime.frame(text=layout.text is not None, html=layout.html is not None, mark=mime.boundary(content.id, content.version))
+        layout.html = self._part(
+            "html", markup.with_preheader(content.html, content.preheader, mail.preheader_template), html=True, constants=constants
+        )
+        parts = mime.frame(
+            text=layout.text is not None,
+            html=layout.html is not None,
+            mark=mime.boundary(content.id, content.version),
+            attachments=content.attachments,
+        )
         layout.content_headers, layout.between, layout.end = parts
         layout.needs_data = self._tags.used or any(each.asks_for("subscriber") for each in self._compiled)
         layout.needs_links = any(each.asks_for("links") for each in self._compiled)

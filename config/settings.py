@@ -128,6 +128,8 @@ class Mail(_Section, frozen=True):
     feedback_sender_id: str = ""  # last part of Feedback-ID; empty: none
     sender_domain: str = ""  # return-path domain of delivery servers without one
     catch_all_domain: str = ""  # the same, after sender_domain
+    preheader_template: str = ""  # HTML around `_PreHeaderText_`; empty: two hidden blocks, the second of blanks
+    max_attachment_bytes: Bytes = 10 * 1024 * 1024  # all attachments of a campaign together
     forbidden_from: tuple[str, ...] = ()  # From addresses nobody may use; * stands for anything
 
 

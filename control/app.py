@@ -16,7 +16,20 @@ from redis.asyncio import Redis
 
 from config.keys import Keyring
 from config.settings import Settings
-from control import campaigns, custom_headers, delivery_servers, dkim, health, imports, lists, messages, reports, suppressions, users
+from control import (
+    attachments,
+    campaigns,
+    custom_headers,
+    delivery_servers,
+    dkim,
+    health,
+    imports,
+    lists,
+    messages,
+    reports,
+    suppressions,
+    users,
+)
 from control.asgi import App, Message, Receive, Scope, Send
 from control.bodies import Bodies, strict_types
 from control.console.routes import console_router
@@ -45,6 +58,7 @@ CONTROLLERS: list[ControllerRouterHandler] = [
     imports.ListImportController,
     imports.ImportController,
     campaigns.CampaignController,
+    attachments.AttachmentController,
     messages.MessageController,
     reports.ReportController,
     suppressions.SuppressionController,

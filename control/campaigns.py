@@ -9,6 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
 
+from compose import markup
 from compose.campaign import check
 from control.guards import Caller
 from control.parameters import MAX_ID, Before, Id, Limit, Page, given, one_line
@@ -29,6 +30,9 @@ CampaignState = Literal["draft", "preparing", "running", "paused", "cancelling",
 class CampaignCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A new draft. `subject`, `html` and `text` are templates; without `from_email` the list's sender or the enforced From is used.
 
+    Without `text` a text part is made from the HTML part; "" means none. `preheader` is a template hidden at the start of
+    the HTML part. `mjml` becomes `html` when it is saved, and with `inline_css` style sheets become style attributes.
+
     `track_links` leads the links of the HTML part over the link domain, `track_opens` puts a pixel of the open domain at its end;
     `utm_source` and `utm_medium` are added to links that have none.
     """
@@ -42,7 +46,10 @@ class CampaignCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     from_email: str = ""
     reply_to: str = ""
     html: str = ""
-    text: str = ""
+    mjml: str = ""
+    inline_css: bool = False
+    text: str | None = None
+    preheader: str = ""
     track_links: bool = False
     track_opens: bool = False
     utm_source: str = ""
@@ -61,7 +68,10 @@ class CampaignUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     from_email: str | UnsetType = UNSET
     reply_to: str | UnsetType = UNSET
     html: str | UnsetType = UNSET
-    text: str | UnsetType = UNSET
+    mjml: str | UnsetType = UNSET
+    inline_css: bool | UnsetType = UNSET
+    text: str | UnsetType | None = UNSET
+    preheader: str | UnsetType = UNSET
     track_links: bool | UnsetType = UNSET
     track_opens: bool | UnsetType = UNSET
     utm_source: str | UnsetType = UNSET
@@ -79,7 +89,7 @@ class CampaignController(Controller):
         self, data: JSONBody[CampaignCreate], caller: NamedDependency[Caller], services: NamedDependency[Services]
     ) -> Campaign:
         """A draft. Content that could not be sent is refused, with the line and column of a mistake in a template."""
-        fields = checked({name: getattr(data, name) for name in data.__struct_fields__})
+        fields = await prepared(checked({name: getattr(data, name) for name in data.__struct_fields__}))
         async with transaction(services.pool) as conn:
             await _check_references(conn, caller.user_id, fields)
             campaign = await campaigns.create(conn, caller.user_id, fields)
@@ -112,6 +122,9 @@ class CampaignController(Controller):
     ) -> Campaign:
         """Fields that are left out stay. A campaign that was started cannot be changed."""
         fields = checked(given(data))
+        async with connection(services.pool) as conn:
+            before = await campaigns.get(conn, caller.sees, campaign_id)
+        fields = await prepared(fields, before)
         async with transaction(services.pool) as conn:
             owner = await campaigns.get(conn, caller.sees, campaign_id)
             await _check_references(conn, owner.user_id, fields)
@@ -216,8 +229,37 @@ def checked(fields: dict[str, object]) -> dict[str, object]:
         value = fields.get(name)
         if isinstance(value, str) and value:
             fields[name] = address.parse(value, name).text
-    for name in ("html", "text"):
+    for name in ("html", "mjml", "text", "preheader"):
         value = fields.get(name)
         if isinstance(value, str) and "\0" in value:
             raise Invalid(name, "contains a NUL character")
+    return fields
+
+
+async def prepared(fields: dict[str, object], before: Campaign | None = None) -> dict[str, object]:
+    """The fields as they are stored: HTML made from MJML, CSS inlined, the text part made from the HTML part where nobody wrote one.
+
+    `before` is the draft that is changed. In a thread, because a large HTML part takes a while.
+    """
+    return await asyncio.to_thread(_prepared, fields, before)
+
+
+def _prepared(fields: dict[str, object], before: Campaign | None) -> dict[str, object]:
+    fields = dict(fields)
+    mjml, inline_css = fields.pop("mjml", ""), fields.pop("inline_css", False)
+    if mjml:
+        if fields.get("html"):
+            raise Invalid("mjml", "stands beside html; give one of them")
+        fields["html"] = markup.from_mjml(str(mjml))
+    if inline_css:
+        if not fields.get("html"):
+            raise Invalid("inline_css", "changes the html or mjml of the same request, and there is none")
+        fields["html"] = markup.inline_css(str(fields["html"]))
+    if "text" in fields:
+        fields["text_derived"] = fields["text"] is None
+    elif before is not None and before.text_derived and "html" in fields:
+        fields["text_derived"] = True
+    if fields.get("text_derived"):
+        html = fields.get("html", before.html if before is not None else "")
+        fields["text"] = markup.text_of(str(html)) if html else ""
     return fields

@@ -9,6 +9,7 @@ from control.cli_servers import find_server
 
 if TYPE_CHECKING:
     from store.accounting import Report
+    from store.attachments import AttachmentInfo
     from store.campaigns import Campaign, Progress
     from store.tracking import TrackingReport
 
@@ -31,7 +32,12 @@ def campaign_group() -> None:
 @click.option("--from-email", default="", help="Address of the sender. Default: the list's.")
 @click.option("--reply-to", default="", help="Where answers go.")
 @click.option("--html", "html_file", type=click.Path(exists=True, dir_okay=False), help="File with the HTML part (UTF-8, Liquid).")
-@click.option("--text", "text_file", type=click.Path(exists=True, dir_okay=False), help="File with the text part (UTF-8, Liquid).")
+@click.option(
+    "--text", "text_file", type=click.Path(exists=True, dir_okay=False), help="File with the text part. Default: made of the HTML."
+)
+@click.option("--mjml", "mjml_file", type=click.Path(exists=True, dir_okay=False), help="File with an MJML document, instead of --html.")
+@click.option("--inline-css", is_flag=True, help="Turn style sheets of the HTML part into style attributes.")
+@click.option("--preheader", default="", help="What mail programs preview: hidden text at the start of the HTML part, Liquid allowed.")
 @click.option("--class", "mail_class", type=click.Choice(["marketing", "autoresponder", "transactional"]), default="marketing",
               show_default=True, help="Priority class; transactional overtakes the others.")  # fmt: skip
 @click.option("--track-links", is_flag=True, help="Lead the links of the HTML part over the link domain and count clicks.")
@@ -41,12 +47,19 @@ def campaign_group() -> None:
 @click.option("--start", "start_now", is_flag=True, help="Start it at once.")
 @json_option
 def campaign_create(
-    list_name: str, server_name: str, html_file: str | None, text_file: str | None, start_now: bool, as_json: bool, **fields: Any
+    list_name: str,
+    server_name: str,
+    html_file: str | None,
+    text_file: str | None,
+    mjml_file: str | None,
+    start_now: bool,
+    as_json: bool,
+    **fields: Any,
 ) -> None:
     """Create a campaign as a draft. The content is compiled and checked: an error in a template names line and column."""
-    if not html_file and not text_file:
-        raise click.UsageError("name --html, --text or both")
-    content = {"html": _read(html_file), "text": _read(text_file)}
+    if not (html_file or text_file or mjml_file):
+        raise click.UsageError("name --html, --mjml, --text or several of them")
+    content = {"html": _read(html_file), "mjml": _read(mjml_file), "text": _read(text_file) if text_file else None}
 
     async def work(stores: Stores) -> "Campaign":
         from control import campaigns as api
@@ -82,6 +95,51 @@ def _read(file: str | None) -> str:
 def _brief(campaign: "Campaign") -> dict[str, Any]:
     """A campaign without its bodies."""
     return {name: getattr(campaign, name) for name in campaign.__struct_fields__ if name not in ("html", "text")}
+
+
+@campaign_group.command("attach", epilog=EPILOG)
+@_CAMPAIGN
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--name", default="", help="The name that recipients see. Default: that of FILE.")
+@click.option("--type", "content_type", default="", help="Its media type. Default: what the name says.")
+@click.option("--inline", "content_id", default="", metavar="ID", help='It stands in the HTML part as <img src="cid:ID">.')
+@json_option
+def campaign_attach(campaign_id: int, file: str, name: str, content_type: str, content_id: str, as_json: bool) -> None:
+    """Attach FILE to a draft; it goes with every message. `detach` takes it off again."""
+    import mimetypes
+
+    name = name or Path(file).name
+    content_type = content_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+    async def work(stores: Stores) -> "AttachmentInfo":
+        from control.attachments import attach
+        from domain.campaign import Attachment
+
+        content = Path(file).read_bytes()
+        wanted = Attachment(filename=name, content_type=content_type.lower(), content=content, content_id=content_id)
+        return await attach(stores.services, None, campaign_id, wanted)
+
+    added = with_stores(work)
+    if as_json:
+        write_json(added)
+    else:
+        click.echo(f"attachment {added.id}: {added.filename}, {added.content_type}, {added.size:,} bytes")
+
+
+@campaign_group.command("detach", epilog=EPILOG)
+@_CAMPAIGN
+@click.argument("attachment_id", type=int, metavar="ATTACHMENT")
+def campaign_detach(campaign_id: int, attachment_id: int) -> None:
+    """Take an attachment from a draft. `campaign show` names them."""
+
+    async def work(stores: Stores) -> None:
+        from store import attachments, postgres
+
+        async with postgres.transaction(stores.pool) as conn:
+            await attachments.remove(conn, campaign_id, attachment_id)
+
+    with_stores(work)
+    say(f"attachment {attachment_id} is gone")
 
 
 @campaign_group.command("start", epilog=EPILOG)
@@ -131,17 +189,21 @@ _change("cancel", "Cancel: every recipient who has no end yet ends as cancelled.
 def campaign_show(campaign_id: int, as_json: bool) -> None:
     """Show a campaign and where it stands."""
 
-    async def work(stores: Stores) -> "tuple[Campaign, Progress]":
-        from store import campaigns, postgres
+    async def work(stores: Stores) -> "tuple[Campaign, Progress, list[AttachmentInfo]]":
+        from store import attachments, campaigns, postgres
 
         async with postgres.connection(stores.pool) as conn:
-            return await campaigns.get(conn, None, campaign_id), await campaigns.progress(conn, None, campaign_id)
+            found, progress = await campaigns.get(conn, None, campaign_id), await campaigns.progress(conn, None, campaign_id)
+            return found, progress, await attachments.listed(conn, campaign_id)
 
-    found, progress = with_stores(work)
+    found, progress, files = with_stores(work)
     if as_json:
-        write_json({**_brief(found), "progress": progress})
+        write_json({**_brief(found), "progress": progress, "attachments": files})
         return
     facts((name, value) for name, value in _brief(found).items() if name not in ("user_id", "version", "recipients"))
+    if files:
+        table("attachments", (">id", "name", "type", "content id", ">bytes"),
+              ((each.id, each.filename, each.content_type, each.content_id, each.size) for each in files))  # fmt: skip
     _show_progress(progress, as_json=False)
 
 

@@ -3,6 +3,15 @@
 import msgspec
 
 
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that goes with every message; one with a `content_id` stands in the HTML part as `cid:<content_id>`."""
+
+    filename: str
+    content_type: str
+    content: bytes
+    content_id: str = ""
+
+
 class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     """What one campaign says and to whose name it is said; everything `compose` needs besides the recipient.
 
@@ -31,6 +40,8 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     utm_medium: str = ""
     mail_class: str = "marketing"
     headers: tuple[tuple[str, str], ...] = ()  # custom header fields: name, template of the value
+    preheader: str = ""  # a template, hidden at the start of the HTML part
+    attachments: tuple[Attachment, ...] = ()
     part: int = 0  # of a message stream: which of the contents that share its id
 
 

@@ -10,7 +10,7 @@ import msgspec
 from domain import states
 from domain.campaign import CampaignContent
 from domain.errors import Conflict, Invalid, NotFound
-from store import accounting, custom_headers, tracking
+from store import accounting, attachments, custom_headers, tracking
 from store.postgres import Pool, PooledConnection, transaction
 
 
@@ -30,6 +30,8 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: str
     html: str
     text: str
+    text_derived: bool
+    preheader: str
     track_links: bool
     track_opens: bool
     utm_source: str
@@ -91,8 +93,8 @@ class RecipientStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 # What a caller may write of a draft
 FIELDS = (
-    "name", "mail_class", "list_id", "delivery_server_id", "subject", "from_name", "from_email", "reply_to", "html", "text",
-    "track_links", "track_opens", "utm_source", "utm_medium",
+    "name", "mail_class", "list_id", "delivery_server_id", "subject", "from_name", "from_email", "reply_to", "html", "text", "text_derived",
+    "preheader", "track_links", "track_opens", "utm_source", "utm_medium",
 )  # fmt: skip
 _COLUMNS = f"id, user_id, {', '.join(FIELDS)}, state, recipients, version, created_at, started_at, finished_at"
 _HEADERS = custom_headers.OF_CAMPAIGN.format("c") + "::text as headers"
@@ -160,7 +162,7 @@ async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> Ca
     """What a campaign says, or a part of a message stream, as `compose` wants it. Raises NotFound."""
     row = await conn.fetchrow(
         "select c.id, c.version, c.user_id, coalesce(c.list_id, 0) as list_id, c.name, c.subject, c.from_name, c.from_email, "
-        "c.reply_to, c.html, c.text, "
+        "c.reply_to, c.html, c.text, c.preheader, "
         "c.track_links, c.track_opens, c.utm_source, c.utm_medium, coalesce(l.name, '') as list_name, "
         "coalesce(l.sender_email, '') as list_sender_email, coalesce(l.sender_name, '') as list_sender_name, c.delivery_server_id, "
         f"extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class, {_HEADERS} "
@@ -176,6 +178,8 @@ async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> Ca
             raise NotFound("message part", part)
         # A part is never changed, so it is a version of its stream's content
         fields |= {**msgspec.json.decode(said), "part": part, "version": part}
+    else:
+        fields["attachments"] = await attachments.of_campaign(conn, campaign_id)
     return msgspec.convert(fields, CampaignContent)
 
 
