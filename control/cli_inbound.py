@@ -2,9 +2,12 @@
 
 import os
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from control.cli_base import EPILOG, become, click, say
+from control.cli_base import EPILOG, Stores, become, click, facts, json_option, say, show, table, with_stores, write_json
+
+if TYPE_CHECKING:
+    from store.received import ReceivedMessage
 
 TEMPORARY_FAILURE: Final = 75  # EX_TEMPFAIL of sysexits.h: every MTA keeps the message and tries again
 
@@ -41,6 +44,87 @@ def pipe(sender: str | None, recipients: tuple[str, ...]) -> None:
     except SluiceError as failure:  # settings that are refused must not cost the message
         say(f"sluice: {failure}")
         sys.exit(TEMPORARY_FAILURE)
+
+
+_KINDS: Final = ("dsn", "arf", "unsubscribe", "autoreply", "challenge", "reply", "other", "unreadable")
+_OUTCOMES: Final = ("acted", "recorded", "repeated", "unproven", "kept", "unreadable")
+_COLUMNS: Final = (">id", "received", "from", "to", "kind", "outcome", ">bytes", "reason")
+
+
+@inbound_group.command("list", epilog=EPILOG)
+@click.option("--kind", type=click.Choice(_KINDS), help="Only what was read as this.")
+@click.option("--outcome", type=click.Choice(_OUTCOMES), help="Only what this was done with.")
+@click.option("--before", type=click.IntRange(1), metavar="ID", help="Only what came before this one.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most.")
+@json_option
+def list_received(kind: str | None, outcome: str | None, before: int | None, limit: int, as_json: bool) -> None:
+    """Show what was received lately, how it was read and what was done.
+
+    Outcomes: acted (an address was marked, unsubscribed or suppressed), recorded (an event that changes no address), repeated (known
+    already), unproven (a report about nobody we can be sure of), kept (for people; automatic answers), unreadable (kept raw).
+    """
+
+    async def work(stores: Stores) -> "list[ReceivedMessage]":
+        from store import received
+        from store.postgres import connection
+
+        async with connection(stores.pool) as conn:
+            return await received.page(conn, None, before=before, limit=limit, kind=kind, outcome=outcome)
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+    else:
+        table("", _COLUMNS, [
+            (each.id, each.received_at, each.mail_from or "<>", each.recipient, each.kind or "waiting", each.outcome, each.bytes,
+             each.reason)
+            for each in found
+        ])  # fmt: skip
+
+
+@inbound_group.command("show", epilog=EPILOG)
+@click.argument("message_id", type=click.IntRange(1), metavar="ID")
+@click.option("--raw", "as_raw", is_flag=True, help="Write the message as it came, octet for octet.")
+@json_option
+def show_received(message_id: int, as_raw: bool, as_json: bool) -> None:
+    """Show one received message: what came, how it was read, what was done and why.
+
+    ID is what `sluice inbound list` shows, and the number in our answer `250 2.0.0 Stored as ID`. With --raw it can be read again by hand:
+    `sluice inbound show 7 --raw > 7.eml`, then `echo 7.eml | sluice classify --eml`.
+    """
+
+    async def work(stores: Stores) -> "tuple[ReceivedMessage, bytes]":
+        from store import received
+        from store.postgres import connection
+
+        async with connection(stores.pool) as conn:
+            raw = await received.raw(conn, None, message_id) if as_raw else b""
+            return await received.get(conn, None, message_id), raw
+
+    found, raw = with_stores(work)
+    if as_raw:
+        sys.stdout.buffer.write(raw)
+    elif as_json:
+        write_json(found)
+    else:
+        facts((name.replace("_", " "), getattr(found, name)) for name in found.__struct_fields__ if name != "reading")
+        for name, value in (found.reading or {}).items():
+            _say_reading(name, value)
+
+
+def _say_reading(name: str, value: object) -> None:
+    """What was read: one line a value, one a recipient."""
+    if isinstance(value, dict):
+        facts((f"{name}: {key}", each) for key, each in value.items())
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for each in value:
+            means = each.get("means", {})
+            side = "hard" if means.get("hard") else "soft"
+            why = f"{means.get('category', '')}, {side}, rule {means.get('rule', '')}"
+            said = f"{each.get('status', '')} {each.get('diagnostic', '')} ({why})"
+            facts([(f"{name}: {show(each.get('recipient', ''))}", said)])
+    else:
+        facts([(name.replace("_", " "), value)])
 
 
 COMMANDS: Final = (inbound_group,)

@@ -313,12 +313,12 @@ async def _count(conn: PooledConnection, consequences: list[_Consequence]) -> No
 
 
 # The domain of the From address as it is sent
-_FROM_DOMAIN = (
+FROM_DOMAIN = (
     "lower(split_part(coalesce(nullif(s.enforced_from, ''), case when s.use_list_sender_as_from then nullif(l.sender_email, '') end, "
     "c.from_email), '@', 2))"
 )
 _WITH_DOMAIN = (
-    f"select c.id, c.user_id, c.state, c.mail_class, {_FROM_DOMAIN} as domain from campaigns c "
+    f"select c.id, c.user_id, c.state, c.mail_class, {FROM_DOMAIN} as domain from campaigns c "
     "join delivery_servers s on s.id = c.delivery_server_id left join lists l on l.id = c.list_id"
 )
 
