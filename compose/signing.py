@@ -14,7 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from compose import dkim_keys, signing_lanes
+from compose.header_rules import address_octets, domain_octets, from_address, mail_from
+from domain import dkim
+from domain.campaign import CampaignContent
 from domain.dkim import DkimKey
+from domain.egress import DeliveryServer
 from domain.errors import Invalid
 from ext.dkim import Fields
 
@@ -117,3 +121,14 @@ class ParsedKeys:
                 self._parsed.move_to_end(key.id)
                 found.append(self._parsed[key.id])
         return DkimSigner(found) if found else None
+
+
+def domains_of(content: CampaignContent, server: DeliveryServer) -> list[str]:
+    """The domains whose keys may sign a campaign, best first; none for addresses that are no good, which compiling refuses."""
+    try:
+        sender, _ = address_octets(*from_address(content, server))
+        kind, back = mail_from(content, server)
+        back_domain = domain_octets("mfrom", back) if kind == "domain" else address_octets("mfrom", back)[0].rpartition(b"@")[2]
+    except Invalid:
+        return []
+    return dkim.signing_domains(sender.rpartition(b"@")[2].decode("ascii"), back_domain.decode("ascii"))

@@ -27,6 +27,8 @@ from control import (
     lists,
     messages,
     reports,
+    seeds,
+    sent,
     suppressions,
     users,
 )
@@ -60,6 +62,8 @@ CONTROLLERS: list[ControllerRouterHandler] = [
     campaigns.CampaignController,
     attachments.AttachmentController,
     messages.MessageController,
+    seeds.SeedController,
+    sent.SentController,
     reports.ReportController,
     suppressions.SuppressionController,
     health.StatusController,

@@ -20,6 +20,7 @@ from control import (
     cli_journal,
     cli_lists,
     cli_messages,
+    cli_sent,
     cli_servers,
     cli_status,
     cli_template,
@@ -151,6 +152,7 @@ def completion(shell: str) -> None:
 for module in (
     cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos, cli_classify, cli_dkim, cli_template, cli_headers,
     cli_messages,
+    cli_sent,
     cli_inbound,
 ):  # fmt: skip
     for command in module.COMMANDS:

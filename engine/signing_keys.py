@@ -9,8 +9,7 @@ from collections.abc import Iterable
 import structlog
 
 from compose.campaign import CompiledCampaign
-from compose.header_rules import address_octets, domain_octets, from_address, mail_from
-from compose.signing import DkimSigner, ParsedKeys
+from compose.signing import DkimSigner, ParsedKeys, domains_of
 from config.keys import Keyring
 from domain import dkim
 from domain.campaign import CampaignContent
@@ -86,14 +85,3 @@ class SigningKeys:
             self._refused.pop(key.id, None)
             usable.append(key)
         return usable
-
-
-def domains_of(content: CampaignContent, server: DeliveryServer) -> list[str]:
-    """The domains whose keys may sign a campaign, best first; none for addresses that are no good, which compiling refuses."""
-    try:
-        sender, _ = address_octets(*from_address(content, server))
-        kind, back = mail_from(content, server)
-        back_domain = domain_octets("mfrom", back) if kind == "domain" else address_octets("mfrom", back)[0].rpartition(b"@")[2]
-    except Invalid:
-        return []
-    return dkim.signing_domains(sender.rpartition(b"@")[2].decode("ascii"), back_domain.decode("ascii"))

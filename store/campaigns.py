@@ -10,7 +10,7 @@ import msgspec
 from domain import states
 from domain.campaign import CampaignContent
 from domain.errors import Conflict, Invalid, NotFound
-from store import accounting, attachments, custom_headers, tracking
+from store import accounting, attachments, custom_headers, seeds, tracking
 from store.postgres import Pool, PooledConnection, transaction
 
 
@@ -176,8 +176,12 @@ async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> Ca
         said = await conn.fetchval("select content::text from message_parts where part = $1 and campaign_id = $2", part, campaign_id)
         if said is None:
             raise NotFound("message part", part)
+        content_of_part = msgspec.json.decode(said)
+        if "copy_of" in content_of_part:
+            copied = await content(conn, content_of_part["copy_of"])
+            return msgspec.structs.replace(copied, id=campaign_id, part=part, version=part)
         # A part is never changed, so it is a version of its stream's content
-        fields |= {**msgspec.json.decode(said), "part": part, "version": part}
+        fields |= {**content_of_part, "part": part, "version": part}
     else:
         fields["attachments"] = await attachments.of_campaign(conn, campaign_id)
     return msgspec.convert(fields, CampaignContent)
@@ -211,7 +215,10 @@ async def start(pool: Pool, campaign_id: int, version: int, destinations: Sequen
             raise Invalid("list_id", f"nobody on list {campaign.list_id} is subscribed; import recipients first")
         await tracking.keep_links(conn, campaign_id, destinations)
         frozen = f", started_at = now(), version = version + 1, headers = {custom_headers.OF_CAMPAIGN.format('campaigns')}"
-        return await _set_state(conn, campaign_id, states.PREPARING, frozen)
+        started = await _set_state(conn, campaign_id, states.PREPARING, frozen)
+        if started.mail_class == "marketing" and started.list_id is not None:
+            await seeds.send_copies(conn, campaign_id, started.user_id, started.delivery_server_id, "marketing", started.list_id)
+        return started
 
 
 async def pause(pool: Pool, campaign_id: int) -> Campaign:

@@ -40,6 +40,13 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
 
 
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
+    """The same content as a campaign that was started, and so cannot be changed any more."""
+
+    name: str
+    copy_of: int
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """The way a message takes. `list_id` None: it is mail to nobody's list."""
 
@@ -99,7 +106,7 @@ _any_metadata = msgspec.json.Decoder(dict[str, Any]).decode
 Row = tuple[str, str]  # address, merge data as a JSON object
 
 
-async def add(conn: PooledConnection, target: Target, part: Part, metadata: dict[str, str], rows: Sequence[Row]) -> Message:
+async def add(conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], rows: Sequence[Row]) -> Message:
     """Take a message for `rows`, in the caller's transaction: once that is committed, every recipient gets an outcome (P2)."""
     campaign_id, first, batch = await _room(conn, target, len(rows))
     await conn.copy_records_to_table(
@@ -127,7 +134,7 @@ async def gather(conn: PooledConnection, blocks: AsyncIterator[list[Row]]) -> in
     return count
 
 
-async def add_gathered(conn: PooledConnection, target: Target, part: Part, metadata: dict[str, str], count: int) -> Message:
+async def add_gathered(conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], count: int) -> Message:
     """`add` for what `gather` has put aside."""
     campaign_id, first, batch = await _room(conn, target, count)
     await conn.execute(
@@ -184,8 +191,9 @@ async def _open(conn: PooledConnection, target: Target) -> None:
 
 
 async def _enter(
-    conn: PooledConnection, target: Target, part: Part, metadata: dict[str, str], campaign_id: int, first: int, count: int, batch: int
-) -> Message:
+    conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str],
+    campaign_id: int, first: int, count: int, batch: int,
+) -> Message:  # fmt: skip
     content = msgspec.json.encode(part)
     digest = hashlib.sha256(content).digest()
     number = await conn.fetchval(
