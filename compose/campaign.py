@@ -25,6 +25,7 @@ from domain.errors import Invalid
 from ext import header
 from ext.body import Unsendable
 from ext.message import Layout
+from ext.recipient import Names
 from ext.template import Program
 from ext.token import Signer
 
@@ -34,6 +35,7 @@ MESSAGE_ID_MAC_BYTES: Final = 16
 MAX_BASE_URL: Final = 500  # so that no line of List-Unsubscribe comes near 998 octets
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_value = msgspec.json.Decoder().decode
 
 
 def _decode(data: bytes) -> dict[str, Any]:
@@ -87,6 +89,8 @@ class CompiledCampaign:
         layout.refuse = _refuse
         layout.address = lambda text: header_rules.address_octets("email", text)
         layout.decode = _decode
+        layout.decode_value = _decode_value
+        self._names = layout.names = Names()
         layout.constants = constants
         layout.user = content.user_id
         layout.campaign = content.id
@@ -131,7 +135,6 @@ class CompiledCampaign:
         )
         layout.content_headers, layout.between, layout.end = parts
         layout.needs_data = self._tags.used or any(each.asks_for("subscriber") for each in self._compiled)
-        layout.needs_links = any(each.asks_for("links") for each in self._compiled)
         self._dates: tuple[float, bytes, dict[str, Any]] | None = None
 
     def build(self, recipients: list[Recipient], *, composed_at: float, attempt: int) -> list[Message | Invalid]:
@@ -200,15 +203,21 @@ class CompiledCampaign:
         return url.encode("ascii")
 
     def _template(self, field: str, source: str, constants: dict[str, Any], *, html: bool) -> liquid.Compiled:
-        return liquid.compile_template(field, source, liquid.HTML if html else liquid.TEXT, constants, self._tags.rewrite)
+        env = liquid.HTML if html else liquid.TEXT
+        return liquid.compile_template(field, source, env, constants, self._tags.rewrite, names=self._names)
 
     def _part(self, field: str, source: str, *, html: bool, constants: dict[str, Any]) -> Program | None:
         if not source:
             return None
         compiled = self._template(field, source, constants, html=html)
-        if html and self._tracking.wanted:  # only now: a mistake is named at its place in what was written
-            marked, self.destinations = link_rewriting.rewrite(field, source, self._tracking)
-            compiled = liquid.compile_template(field, marked, liquid.HTML, constants, self._tags.rewrite, Splicer(self._tracking))
+        if html:  # only now: a mistake is named at its place in what was written
+            if self._tracking.wanted:
+                marked, self.destinations = link_rewriting.rewrite(field, source, self._tracking)
+            else:
+                marked = link_rewriting.mark_addresses(source)
+            if marked != source:
+                splice = Splicer(self._tracking)
+                compiled = liquid.compile_template(field, marked, liquid.HTML, constants, self._tags.rewrite, splice, self._names)
         self._compiled.append(compiled)
         return compiled.program
 

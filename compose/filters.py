@@ -13,7 +13,8 @@ from typing import Any, Final
 from dateutil import parser
 from liquid import Environment, RenderContext, is_undefined
 from liquid.exceptions import FilterArgumentError, ResourceLimitError
-from liquid.filter import liquid_filter, with_context
+from liquid.filter import liquid_filter, with_context, with_environment
+from liquid.stringify import to_liquid_string
 from markupsafe import Markup
 
 from ext import template as ops
@@ -88,6 +89,12 @@ def date(value: Any, form: Any, *, context: RenderContext) -> str:
     return date_at(value, form, scope=context.globals, autoescape=context.env.autoescape)
 
 
+@with_environment
+def raw(value: Any, *, environment: Environment) -> Any:
+    """`value` as it is: not escaped in HTML, and in an address escaped but not encoded (`compose.link_nodes`)."""
+    return Markup(to_liquid_string(value, False)) if environment.autoescape else value
+
+
 def _before(function: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
     """`function`, after `look` has seen its arguments and not raised; keeps what python-liquid reads from a filter."""
 
@@ -136,10 +143,22 @@ def _uniq(slow: Callable[..., Any]) -> Callable[..., Any]:
     return uniq
 
 
+def _round(slow: Callable[..., Any]) -> Callable[..., Any]:
+    def rounded(value: Any, *arguments: Any, **named: Any) -> Any:
+        if type(value) is str and "." in value and not arguments and not named:  # a custom field that looks like a fraction
+            with contextlib.suppress(ValueError):
+                return round(float(value))
+        return slow(value, *arguments, **named)
+
+    return rounded
+
+
 def register(env: Environment) -> None:
     """Put these filters over python-liquid's own of the same names."""
     env.add_filter("date", date)
+    env.add_filter("raw", raw)
     env.add_filter("replace", _before(env.filters["replace"], _replacement))
     env.add_filter("join", _before(env.filters["join"], _join))
     env.add_filter("strip_html", _before(env.filters["strip_html"], _markup))
+    env.add_filter("round", _round(env.filters["round"]))
     env.add_filter("uniq", _uniq(env.filters["uniq"]))

@@ -18,6 +18,7 @@ import idna
 from compose.tags import CHOICE, TAG
 from domain import links
 from domain.errors import Invalid
+from ext.token import Sealer
 
 NO_TRACK_CLASS: Final = "no-link-track"
 LEFT_ALONE: Final = frozenset({"mailto", "tel", "sms", "geo", "cid", "webcal"})
@@ -32,9 +33,10 @@ OPEN_TOKEN: Final = "open token"
 # Marks in the source: NUL cannot stand in a template
 LINK: Final = "\0L{}\0"  # a followed link, by number
 BEGIN: Final = "\0B{}\0"  # an address with merge tags begins; 0: it is not followed, but gets its utm parameters
+ADDRESS: Final = "\0A\0"  # an address begins that stays as it is, but for its values, which are encoded
 END: Final = "\0E\0"
 PIXEL: Final = "\0P\0"
-MARK: Final = re.compile("\0([LBEP])([0-9]*)\0")
+MARK: Final = re.compile("\0([LBAEP])([0-9]*)\0")
 
 _TEMPLATE_COMMENT = re.compile(r"\{%-?\s*(comment|doc)\b.*?\{%-?\s*end\1\s*-?%\}", re.DOTALL)
 _OUTPUT = re.compile(r"\{\{.*?\}\}", re.DOTALL)
@@ -43,6 +45,7 @@ _CONDITION = re.compile(r"<!--\[if[^\]>]{0,200}\]>(?:<!-->|-->)?|(?:<!--)?<!\[en
 _ATTRIBUTE = re.compile(r"""([^\s"'>/=]+)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s>"']+))?""")
 _SYSTEM = re.compile(r"\{\{-?\s*links\s*[.\[]|%links?:", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
+_ADDRESSES: Final = frozenset(("href", "src", "background", "action"))  # attributes that hold an address
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 # What `web_address` leaves as it is: nearly every address there is
 _PLAIN = re.compile(r"https?://[a-z0-9._\-]+(?::[1-9][0-9]{0,3})?(?:[/?#][A-Za-z0-9!#$%&'()*+,/:;=?@\[\]~._\-]*)?")
@@ -82,35 +85,15 @@ def rewrite(field: str, source: str, tracking: Tracking) -> Rewritten:
     pieces: list[str] = []
     destinations: list[str] = []
     at = 0
-    for start, end, tracked in sorted(finder.spans):
+    for start, end, what in sorted(finder.spans):
         written = source[start:end]
-        address = written[1:-1] if written[:1] in ("'", '"') else written
-        try:
-            kind, url = _judge(address)
-        except ValueError as refused:
-            raise Invalid(field, f"{_position(source, start)}: the link {unescape(address)[:80]!r} {refused}") from None
-        if kind == _LEAVE or not tracked:
-            continue
-        follow = tracking.links
-        if follow and len(destinations) == MAX_LINKS:
-            raise Invalid(field, f"{_position(source, start)}: there are more than {MAX_LINKS} links")
-        if kind == _SAME and not (follow and tracking.carried):
-            url = with_utm(url, tracking)
-            if follow:
-                destinations.append(url)
-                new = LINK.format(len(destinations))
-            elif tracking.utm_source or tracking.utm_medium:
-                new = _attribute(url)
-            else:
-                continue
-        elif follow or tracking.utm_source or tracking.utm_medium:
-            if follow:
-                destinations.append("")
-            new = BEGIN.format(len(destinations) if follow else 0) + address + END
+        new = None if what == _ADDRESS else _link(field, source, start, written, tracking, destinations, follow=what == _FOLLOWED)
+        if new is None:
+            new = _marked(written)
         else:
-            continue
-        quote_mark = written[0] if written[:1] in ("'", '"') else '"'
-        pieces += [source[at:start], quote_mark, new, quote_mark]
+            quote_mark = written[0] if written[:1] in ("'", '"') else '"'
+            new = quote_mark + new + quote_mark
+        pieces += [source[at:start], new]
         at = end
     pieces.append(source[at:])
     marked = "".join(pieces)
@@ -119,6 +102,56 @@ def rewrite(field: str, source: str, tracking: Tracking) -> Rewritten:
         place = len(marked) - (len(source) - finder.pixel)
         marked = marked[:place] + PIXEL + marked[place:] if at <= finder.pixel else marked + PIXEL
     return Rewritten(marked, tuple(destinations))
+
+
+def _link(field: str, source: str, start: int, written: str, tracking: Tracking, destinations: list[str], *, follow: bool) -> str | None:
+    """What stands for the address of a link, which is noted in `destinations` when it is followed; None: it stays."""
+    address = written[1:-1] if written[:1] in ("'", '"') else written
+    try:
+        kind, url = _judge(address)
+    except ValueError as refused:
+        raise Invalid(field, f"{_position(source, start)}: the link {unescape(address)[:80]!r} {refused}") from None
+    if kind == _LEAVE or not follow:
+        return None
+    if tracking.links and len(destinations) == MAX_LINKS:
+        raise Invalid(field, f"{_position(source, start)}: there are more than {MAX_LINKS} links")
+    marked = bool(tracking.utm_source or tracking.utm_medium)
+    if kind == _SAME and not (tracking.links and tracking.carried):
+        url = with_utm(url, tracking)
+        if tracking.links:
+            destinations.append(url)
+            return LINK.format(len(destinations))
+        return _attribute(url) if marked else None
+    if tracking.links:
+        destinations.append("")
+    return BEGIN.format(len(destinations) if tracking.links else 0) + address + END if tracking.links or marked else None
+
+
+def mark_addresses(source: str) -> str:
+    """The template with a mark around every address that holds merge tags, and nothing else; as it is where it is no HTML."""
+    finder = _Finder(_blanked(source))
+    try:
+        finder.find("", source)
+    except Invalid:
+        return source
+    pieces: list[str] = []
+    at = 0
+    for start, end, _ in sorted(finder.spans):
+        pieces += [source[at:start], _marked(source[start:end])]
+        at = end
+    return "".join([*pieces, source[at:]])
+
+
+def _marked(written: str) -> str:
+    """The value of an attribute, quotes included, marked as an address where it holds merge tags."""
+    if _first_tag(written) < 0:
+        return written
+    quoted = written[:1] in ("'", '"')
+    return f"{written[0]}{ADDRESS}{written[1:-1]}{END}{written[-1]}" if quoted else f"{ADDRESS}{written}{END}"
+
+
+def _first_tag(address: str) -> int:
+    return min((m.start() for m in (re.search(r"\{\{|\{%", address), TAG.search(address), CHOICE.search(address)) if m), default=-1)
 
 
 def _position(source: str, at: int) -> str:
@@ -134,13 +167,13 @@ def _blanked(source: str) -> str:
 
 
 class _Finder(HTMLParser):
-    """Spans of `href` values (quotes included) and the place for the pixel: before the last `</body>`, else `</html>`, else the end."""
+    """Spans of addresses (quotes included), and the place for the pixel: before the last `</body>`, else `</html>`, else the end."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=False)
         self._text = text
         self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
-        self.spans: list[tuple[int, int, bool]] = []
+        self.spans: list[tuple[int, int, int]] = []
         self.pixel = len(text)
         self._ends: dict[str, int] = {}
 
@@ -166,31 +199,33 @@ class _Finder(HTMLParser):
             self._ends[tag] = self._offset()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note the address of a link."""
-        if not (tag in ("a", "area") or tag.startswith("v:")):
-            return
+        """Note its addresses; the first `href` of what can be clicked is a link."""
         start = self._offset()
         text = self.get_starttag_text() or ""
-        span: tuple[int, int] | None = None
+        clicked = tag in ("a", "area") or tag.startswith("v:")
+        link: tuple[int, int] | None = None
         tracked = True
         for match in _ATTRIBUTE.finditer(text, 1 + len(tag)):
             name = match[1].lower()
             if match[2] is None:
                 continue
-            if name == "href" and span is None:
-                span = start + match.start(2), start + match.end(2)
+            if clicked and name == "href" and link is None:
+                link = start + match.start(2), start + match.end(2)
+            elif name in _ADDRESSES:
+                self.spans.append((start + match.start(2), start + match.end(2), _ADDRESS))
             elif name == "class":
                 tracked = tracked and NO_TRACK_CLASS not in match[2].strip("\"'").split()
-        if span is not None:
-            self.spans.append((*span, tracked))
+        if link is not None:
+            self.spans.append((*link, _FOLLOWED if tracked else _UNFOLLOWED))
 
 
+_ADDRESS, _UNFOLLOWED, _FOLLOWED = range(3)
 _LEAVE, _SAME, _PERSONAL = range(3)
 
 
 def _judge(address: str) -> tuple[int, str]:
     """What to do with the address as it stands in the attribute. Raises ValueError saying why it is refused."""
-    first = min((m.start() for m in (re.search(r"\{\{|\{%", address), TAG.search(address), CHOICE.search(address)) if m), default=-1)
+    first = _first_tag(address)
     literal = unescape(address if first < 0 else address[:first]).strip(" \t\r\n\f")
     if _SYSTEM.search(address) or (first < 0 and not literal) or literal.startswith("#"):
         return _LEAVE, ""
@@ -272,16 +307,29 @@ class Destination:
         self._part = tracking.link_part(number) if number else ""
         self._utm = bool(tracking.utm_source or tracking.utm_medium)
 
-    def __call__(self, text: str, scope: dict[str, Any]) -> str:
-        """`text` as it would stand in the attribute; an address that cannot be followed is left as it is."""
+    @property
+    def sealer(self) -> Sealer | None:
+        """What writes the same links in octets; None where nothing is sealed."""
+        if not self._part:
+            return None
+        wanted = self._tracking
+        return Sealer(wanted.destination_key, wanted.click_url.encode("ascii"), self._part.encode("ascii"), not self._utm)
+
+    def judge(self, text: str) -> str | None:
+        """The address that `text`, as it stands in an attribute, means, with its utm parameters; None when it cannot be followed."""
         url = unescape(text) if "&" in text else text
         if not _PLAIN.fullmatch(url) or len(url) > MAX_ADDRESS_CHARACTERS:
             try:
                 url = web_address(url.strip(" \t\r\n\f"))
             except ValueError:
-                return text
-        if self._utm:
-            url = with_utm(url, self._tracking)
+                return None
+        return with_utm(url, self._tracking) if self._utm else url
+
+    def __call__(self, text: str, scope: dict[str, Any]) -> str:
+        """`text` as it would stand in the attribute; an address that cannot be followed is left as it is."""
+        url = self.judge(text)
+        if url is None:
+            return text
         if not self._part:
             return _attribute(url)
         token: str = scope[CLICK_TOKEN] + self._part

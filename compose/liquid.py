@@ -21,6 +21,7 @@ from compose import filters
 from compose.translate import Context, Translator, blocks
 from domain.errors import Invalid
 from ext import template as ops
+from ext.recipient import Names
 
 MAX_TEMPLATE_CHARACTERS: Final = 1_000_000
 MAX_PENDING: Final = 64  # openings without an end behind the last end of their kind
@@ -78,12 +79,13 @@ TEXT: Final = environment(autoescape=False)
 class Compiled:
     """One template: its program and what it asks for."""
 
-    def __init__(self, program: ops.Program, literals: list[str], roots: set[str], dynamic: bool, constant: str | None) -> None:
+    def __init__(self, program: ops.Program, translator: Translator) -> None:
         self.program = program
-        self.literals = literals  # the texts that stand in the template itself
-        self.roots = roots  # every variable name that is the first part of a path
-        self.dynamic = dynamic  # a name is computed, so any variable may be asked for
-        self.constant = constant  # the whole text, when it is the same for everybody
+        self.literals = translator.literals  # the texts that stand in the template itself
+        self.roots = translator.roots  # every variable name that is the first part of a path
+        self.dynamic = translator.dynamic  # a name is computed, so any variable may be asked for
+        self.outputs = translator.outputs  # the places of values, which count how often they stay empty
+        self.constant = "".join(translator.literals) if translator.only_text else None  # the whole text, when it is the same for everybody
 
     def asks_for(self, root: str) -> bool:
         """Tell whether rendering may look at the variable `root`."""
@@ -150,11 +152,13 @@ def compile_template(
     constants: dict[str, object],
     rewrite: Rewrite | None = None,
     splice: Splice | None = None,
+    names: Names | None = None,
 ) -> Compiled:
     """Parse and translate `source`; raises Invalid naming `field`, line and column.
 
     `constants` are the variables that are the same for every recipient; `rewrite` may replace a node of literal text, `splice` the
-    nodes of a block. A source with the marks of `splice` in it was compiled without them before.
+    nodes of a block. A source with the marks of `splice` in it was compiled without them before. `names` notes which fields of the
+    subscriber are asked for: with it the program can be run on an `ext.recipient.Row`.
     """
     if splice is None:
         _check_source(field, source)
@@ -171,11 +175,10 @@ def compile_template(
             template.nodes = splice(template.nodes)
             for part in blocks(template.nodes):
                 part.nodes = splice(part.nodes)
-        translator = Translator(env, template, constants)
+        translator = Translator(env, template, constants, names)
         block = translator.block(template.nodes)
     except LiquidError as error:
         raise _refuse(field, source, error, env.at) from error
     except RecursionError as error:
         raise Invalid(field, "it is nested too deeply") from error
-    constant = "".join(translator.literals) if translator.only_text else None
-    return Compiled(ops.Program(block, translator.make_context), translator.literals, translator.roots, translator.dynamic, constant)
+    return Compiled(ops.Program(block, translator.make_context), translator)

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from liquid.exceptions import LiquidError
 
-from compose import liquid
+from compose import link_rewriting, liquid
+from compose.link_nodes import Splicer
 from compose.tags import Tags
 from domain.errors import Invalid
 
@@ -21,6 +22,10 @@ def render(template: str, data: Mapping[str, Any], *, html: bool = False, sender
     constants = {kind: {"id": "", "name": "", **_mapping(data.get(kind))} for kind in ("user", "campaign", "list")}
     tags = Tags(_KEY, constants, sender_domain)
     compiled = liquid.compile_template(FIELD, template, liquid.HTML if html else liquid.TEXT, {}, tags.rewrite)
+    if html:
+        marked = link_rewriting.mark_addresses(template)
+        if marked != template:
+            compiled = liquid.compile_template(FIELD, marked, liquid.HTML, {}, tags.rewrite, Splicer(None))
     scope = dict(data)
     if tags.used:
         scope["subscriber"] = {"id": "", "email": "", **_mapping(data.get("subscriber"))}

@@ -21,6 +21,8 @@ from liquid.expression import Expression
 from liquid.token import Token
 from markupsafe import Markup
 
+from ext.recipient import loosely
+
 # Three letters at least: `%AB:` begins with an escaped octet of a URL.
 TAG: Final = re.compile(
     r"%([A-Za-z][A-Za-z_]{2,40}):([A-Za-z][A-Za-z0-9_]{0,60})(?:\|([^%|\r\n<>]{0,200}))?%|%sender_domain%", re.IGNORECASE
@@ -28,56 +30,60 @@ TAG: Final = re.compile(
 CHOICE: Final = re.compile(r"\[\[([^\[\]|]{0,1000}(?:\|[^\[\]|]{0,1000}){1,50})\]\]")
 HASH_DIGITS: Final = 16
 
-Value = Callable[[dict[str, Any]], object]
-
-
-def plain(name: str) -> str:
-    """The form in which names are compared: without case and underscores."""
-    return name.replace("_", "").lower()
-
-
 def hashed(key: bytes, kind: str, identity: object) -> str:
     """A short name for an id that tells nothing about it: 16 hex digits of HMAC-SHA256."""
     return hmac.digest(key, f"{kind}:{identity}".encode(), "sha256").hex()[:HASH_DIGITS]
 
 
 class TagExpression(Expression):
-    """The value of one tag; `function` takes the global variables of a rendering."""
+    """One tag: the same for everybody (`constant`), made of the subscriber's id by `function`, or the subscriber's `field`.
 
-    __slots__ = ("function", "text")
+    `fallback` stands in for no value.
+    """
 
-    def __init__(self, token: Token, text: str, function: Value) -> None:
+    __slots__ = ("constant", "fallback", "field", "function", "text")
+
+    def __init__(
+        self,
+        token: Token,
+        text: str,
+        *,
+        constant: object = None,
+        field: str = "",
+        function: Callable[[object], object] | None = None,
+        fallback: str = "",
+    ) -> None:
         super().__init__(token)
         self.text = text
+        self.constant = constant
+        self.field = field
         self.function = function
+        self.fallback = fallback
 
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def own(self) -> bool:
+        """Whether the field is one that every subscriber has, under just this name."""
+        return self.field in ("id", "email")
+
     def evaluate(self, context: RenderContext) -> object:
-        """The value, or "" where there is none."""
-        return self.function(context.globals)  # type: ignore[arg-type]
+        """The value, or the fallback or "" where there is none."""
+        value = self.constant
+        if self.field or self.function:
+            subscriber: dict[str, Any] = context.globals["subscriber"]  # type: ignore[assignment]
+            if self.function is not None:
+                value = self.function(subscriber["id"])
+            elif self.own:
+                value = subscriber[self.field]
+            else:
+                value = next((held for name, held in reversed(subscriber.items()) if loosely(name) == self.field), None)
+        return self.fallback if value is None or value is False or value in ("", [], {}) else value
 
     def children(self) -> list[Expression]:
         """A tag has no parts."""
         return []
-
-
-def _field(wanted: str) -> Value:
-    """The custom field whose name is `wanted` without case and underscores."""
-    found = ""
-
-    def value(scope: dict[str, Any]) -> object:
-        nonlocal found
-        subscriber = scope["subscriber"]
-        if found not in subscriber:
-            found = next((name for name in subscriber if plain(name) == wanted), "")
-            if not found:
-                return ""
-        held = subscriber[found]
-        return "" if held is None else held
-
-    return value
 
 
 class Tags:
@@ -99,21 +105,20 @@ class Tags:
             self.fixed[kind, "id"] = self.fixed[kind, f"{kind}id"] = identity
             self.fixed[kind, f"hashed{kind}id"] = hashed(key, kind, identity)
 
-    def value(self, kind: str, name: str) -> Value:
-        """The function behind `%kind:name%`; it yields "" for what there is not."""
-        kind, name = plain(kind), plain(name)
-        if kind == "subscriber":
-            self.used = True
-            if name in ("id", "subscriberid"):
-                return lambda scope: scope["subscriber"]["id"]
-            if name == "hashedsubscriberid":
-                return lambda scope: hashed(self.key, "subscriber", scope["subscriber"]["id"])
-            return _field("email" if name == "emailaddress" else name)
-        known = self.fixed.get((kind, name), "")
-        return lambda _scope: known
-
-    def _sender_domain(self, _scope: dict[str, Any]) -> str:
-        return self.sender_domain
+    def expression(self, env: Environment, token: Token, match: re.Match[str]) -> TagExpression:
+        """What a match of TAG stands for; a tag that nobody knows is empty."""
+        if not match[1]:
+            return TagExpression(token, match[0], constant=self.sender_domain)
+        kind, name = loosely(match[1]), loosely(match[2])
+        fallback = match[3] or ""
+        if env.autoescape:
+            fallback = Markup(fallback)  # it stands in the template, so it is text of the template
+        if kind != "subscriber":
+            return TagExpression(token, match[0], constant=self.fixed.get((kind, name), ""), fallback=fallback)
+        self.used = True
+        if name == "hashedsubscriberid":
+            return TagExpression(token, match[0], function=lambda identity: hashed(self.key, "subscriber", identity))
+        return TagExpression(token, match[0], field={"subscriberid": "id", "emailaddress": "email"}.get(name, name), fallback=fallback)
 
     def rewrite(self, env: Environment, node: ContentNode) -> list[Node]:
         """`node` as text and output nodes, choices and tags taken out; tags inside a choice are taken out of its own nodes."""
@@ -126,17 +131,8 @@ class Tags:
                 if match is None:
                     nodes.append(ContentNode(node.token, part))
                 else:
-                    nodes.append(OutputNode(node.token, TagExpression(node.token, match[0], self._value_of(env, match))))
+                    nodes.append(OutputNode(node.token, self.expression(env, node.token, match)))
         return nodes
-
-    def _value_of(self, env: Environment, match: re.Match[str]) -> Value:
-        if not match[1]:
-            return self._sender_domain
-        value = self.value(match[1], match[2])
-        if not match[3]:
-            return value
-        fallback = Markup(match[3]) if env.autoescape else match[3]  # it stands in the template, so it is text of the template
-        return lambda scope: value(scope) or fallback
 
 
 class ChoiceNode(Node):
@@ -150,14 +146,11 @@ class ChoiceNode(Node):
         self.blocks = [BlockNode(token, [ContentNode(token, text)] if text else []) for text in options]
         self.seed = seed
 
-    def chosen(self, scope: dict[str, Any]) -> int:
-        """Which block this recipient gets."""
-        who = scope.get("subscriber", {}).get("id", "")
-        return int.from_bytes(hashlib.sha256(f"{self.seed}{who}".encode()).digest()[:8], "big") % len(self.blocks)
-
     def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:
-        """Where python-liquid renders the block around it."""
-        return self.blocks[self.chosen(context.globals)].render(context, buffer)  # type: ignore[arg-type]
+        """As `ext.template.Choice`, where python-liquid renders the block around it."""
+        subscriber: Any = context.globals.get("subscriber", {})
+        digest = hashlib.sha256(f"{self.seed}{subscriber.get('id', '')}".encode()).digest()
+        return self.blocks[int.from_bytes(digest[:8], "big") % len(self.blocks)].render(context, buffer)
 
     def children(self, static_context: RenderContext, *, include_partials: bool = True) -> Iterable[Node]:
         """Its blocks."""

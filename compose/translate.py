@@ -5,12 +5,11 @@ it is, to be rendered by python-liquid on the same scope, with its loops and blo
 """
 
 import functools
-import operator
 from collections.abc import Callable, Iterator
 from io import StringIO
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
-from liquid import Environment, RenderContext
+from liquid import Environment, RenderContext, is_undefined
 from liquid.ast import BlockNode, Node
 from liquid.builtin.content import ContentNode
 from liquid.builtin.expressions import BooleanExpression, FilteredExpression, LoopExpression, Path, logical, primitive
@@ -36,9 +35,15 @@ from liquid.utils import ReadOnlyChainMap
 from markupsafe import Markup
 
 from compose import filters
-from compose.link_nodes import LinkNode
+from compose.link_nodes import LinkNode, ValueNode
+from compose.link_rewriting import CLICK_TOKEN, OPEN_TOKEN
 from compose.tags import ChoiceNode, TagExpression
 from ext import template as ops
+from ext.recipient import Names
+
+# What `ext.template.Link` writes, by path
+_LINKS: Final = {("links", "unsubscribe"): 0, ("links", "web_view"): 1, (CLICK_TOKEN,): 2, (OPEN_TOKEN,): 3}
+_NO_FIELDS: Final = frozenset(("size", "first", "last"))  # behind a dot they mean something else
 
 
 class Context(RenderContext):
@@ -155,8 +160,10 @@ def _names_bound(nodes: list[Node]) -> set[str]:
 class Translator:
     """Translates the nodes of one template."""
 
-    def __init__(self, env: Environment, template: BoundTemplate, constants: dict[str, object]) -> None:
+    def __init__(self, env: Environment, template: BoundTemplate, constants: dict[str, object], names: Names | None) -> None:
         self.env = env
+        self.names = names
+        self.outputs: list[ops.Output] = []
         self.template = template
         self.constants = constants
         self.literals: list[str] = []
@@ -229,17 +236,27 @@ class Translator:
         """The text a node always yields, or None."""
         if isinstance(node, ContentNode):
             return node.text
-        if type(node) is OutputNode and isinstance(node.expression, FilteredExpression) and not node.expression.filters:
-            left = node.expression.left
-            if isinstance(left, Path) and not left.children() and left.path[0] in self.constants.keys() - self.bound:
-                value = RenderContext(self.template, globals=self.constants).get(list(left.path), token=None)
-                return to_liquid_string(value, self.env.autoescape)
+        if type(node) in (OutputNode, ValueNode):
+            found = self.constant(node.expression)  # type: ignore[attr-defined]
+            if found is not None and not is_undefined(found[0]):
+                return node.text(found[0]) if isinstance(node, ValueNode) else to_liquid_string(found[0], self.env.autoescape)
+        return None
+
+    def constant(self, part: Any) -> tuple[object] | None:
+        """The value of an expression that is the same for everybody, or None. A tag that nobody knows is none: it is counted as empty."""
+        if isinstance(part, FilteredExpression) and type(part) is FilteredExpression and not part.filters:
+            part = part.left
+        if isinstance(part, TagExpression):
+            value = None if part.field or part.function else part.constant or part.fallback
+            return (value,) if value else None
+        if type(part) is Path and not part.children() and part.path[0] in self.constants.keys() - self.bound:
+            return (RenderContext(self.template, globals=self.constants).get(list(part.path), token=None),)
         return None
 
     def node(self, node: Any, muted: bool) -> ops.Operation | None:
         kind = type(node)
-        if kind in (OutputNode, EchoNode):
-            return ops.Output(self.expression(node.expression), self.env.autoescape)
+        if kind in (OutputNode, EchoNode, ValueNode):
+            return self.output(node)
         if kind in (IfNode, UnlessNode):
             pairs = [(node.condition, node.consequence), *((each.expression, each.block) for each in node.alternatives)]
             return ops.If(
@@ -255,12 +272,10 @@ class Translator:
         if kind is CaptureNode:
             return ops.Capture(str(node.name), self.inner(node.block, False), self.env.autoescape)
         if kind is ChoiceNode:
-            chosen: list[tuple[list[ops.Expression] | None, ops.Block]] = [
-                ([ops.Constant(number)], self.inner(block, False)) for number, block in enumerate(node.blocks)
-            ]
-            return ops.Case(ops.Function(node.chosen), chosen, operator.eq)
+            return ops.Choice([self.inner(block, False) for block in node.blocks], node.seed.encode())
         if kind is LinkNode:
-            return ops.Mapped(self.inner(node.block, False), node.destination)
+            to = node.destination
+            return ops.Followed(self.inner(node.block, False), to, to.sealer, to.judge)
         if kind is LiquidNode:
             return self.inner(node.block, muted)
         if kind is CaseNode:
@@ -275,6 +290,19 @@ class Translator:
             if isinstance(part, (TablerowNode, ForNode)) and not isinstance(part.expression.iterable, _Bounded):
                 part.expression.iterable = _Bounded(part.expression.iterable)
         return ops.ForeignNode(node, muted)
+
+    def output(self, node: OutputNode) -> ops.Operation:
+        place = node.place if isinstance(node, ValueNode) else "html" if self.env.autoescape else ""
+        part: Any = node.expression
+        expression = self.expression(part)
+        path = part.left if isinstance(part, FilteredExpression) and not part.filters else part
+        if type(path) is Path and not path.children() and path.path[0] not in self.bound and place != "part":
+            purpose = _LINKS.get(tuple(map(str, path.path)))
+            if purpose is not None:
+                return ops.Link(purpose, expression, "html" if self.env.autoescape else "")
+        output = ops.Output(expression, place, str(part))
+        self.outputs.append(output)
+        return output
 
     def loop(self, node: ForNode, muted: bool) -> ops.Operation:
         expression = node.expression
@@ -332,16 +360,38 @@ class Translator:
             contains = functools.partial(logical._contains, part.token)
             return ops.Compare(self.expression(part.left), self.expression(part.right), contains)
         if kind is TagExpression:
-            return ops.Function(part.function)
+            return self.tag(part)
         return ops.Foreign(part)
 
     def path(self, part: Path) -> ops.Expression:
         root = part.path[0]
         if not isinstance(root, str):
             return ops.Foreign(part)
-        keys = tuple(self.path(key) if isinstance(key, Path) else key for key in part.path[1:])
         missing = self.env.undefined(root, token=part.token)
-        return ops.Path(root, keys, missing, root not in self.bound)
+        found = self.constant(part)
+        if found is not None:
+            return ops.Constant(missing if is_undefined(found[0]) else found[0])
+        keys = tuple(self.path(key) if isinstance(key, Path) else key for key in part.path[1:])
+        direct = root not in self.bound
+        slot = -1
+        if self.names is not None and direct and root == "subscriber" and keys and type(keys[0]) is str and keys[0] not in _NO_FIELDS:
+            slot = self.names.slot(keys[0])
+        return ops.Path(root, keys, missing, direct, slot)
+
+    def tag(self, part: TagExpression) -> ops.Expression:
+        if part.function is not None:
+            return ops.Function(part.function)
+        if not part.field:
+            return ops.Constant(part.constant or part.fallback)
+        if part.own:
+            slot = -1 if self.names is None else self.names.slot(part.field)
+            own: ops.Expression = ops.Path("subscriber", (part.field,), "", True, slot)
+        else:
+            own = ops.Field(part.field, self.names.slot(part.field, loose=True) if self.names is not None else -1)
+        if not part.fallback:
+            return own
+        default = ops.Filter("default", self.env.filters["default"], (ops.Constant(part.fallback),), {}, "", self.env.autoescape, None)
+        return ops.Filtered(own, [default])
 
     def filter(self, part: Any) -> ops.Filter:
         function = self.env.filters[part.name]

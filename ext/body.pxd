@@ -43,7 +43,30 @@ cdef inline int put_bytes(Wire* wire, bytes text) except -1:
     return put(wire, <const unsigned char*>text, len(text))
 
 
+cdef inline int put_plain(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1:
+    """Write text that holds nothing but letters, digits, `-` and `_`, as `put_text` would."""
+    cdef Py_ssize_t room
+    reserve(wire, length + length // 25 + 16)
+    if length:
+        wire.after_cr = False
+    while length:
+        if wire.column == 75:
+            memcpy(wire.data + wire.length, b"=\r\n", 3)
+            wire.length += 3
+            wire.column = 0
+        room = 75 - wire.column
+        if room > length:
+            room = length
+        memcpy(wire.data + wire.length, text, room)
+        wire.length += room
+        wire.column += <int>room
+        text += room
+        length -= room
+    return 0
+
+
 cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1
+cdef int put_url(Wire* wire, const unsigned char* text, Py_ssize_t length, bint component) except -1
 cdef int put_piece(Wire* wire, const unsigned char* coded, Py_ssize_t length, int first, int last, bint one_line, bint leading_lf, int ending) except -1
 cdef const unsigned char* utf8(object text, Py_ssize_t* length) except NULL
 

@@ -100,39 +100,41 @@ cdef extern from *:
         memcpy(s->outer, sluice_start, 32); sluice_block(s->outer, pad, plain);
     }
 
-    static inline void sluice_sha256(const unsigned char *text, size_t n, unsigned char *out) {
-        uint32_t h[8];
+    /* h: the state behind the last whole block of n octets (before of them lie in front of the text), whose rest is at text */
+    static inline void sluice_end(uint32_t *h, const unsigned char *text, size_t n, size_t before, int plain) {
         unsigned char last[128];
         size_t i, rest = n & 63, size = rest < 56 ? 64 : 128;
+        memset(last, 0, 128);
+        memcpy(last, text, rest);
+        last[rest] = 0x80;
+        for (i = 0; i < 8; i++) last[size - 1 - i] = (unsigned char)((uint64_t)(n + before) * 8 >> 8*i);
+        sluice_block(h, last, plain);
+        if (size == 128) sluice_block(h, last + 64, plain);
+    }
+
+    static inline void sluice_sha256(const unsigned char *text, size_t n, unsigned char *out) {
+        uint32_t h[8];
+        size_t i;
         memcpy(h, sluice_start, 32);
         for (i = 0; i + 64 <= n; i += 64) sluice_block(h, text + i, 0);
-        memset(last, 0, 128);
-        memcpy(last, text + i, rest);
-        last[rest] = 0x80;
-        for (i = 0; i < 8; i++) last[size - 1 - i] = (unsigned char)((uint64_t)n * 8 >> 8*i);
-        sluice_block(h, last, 0);
-        if (size == 128) sluice_block(h, last + 64, 0);
+        sluice_end(h, text + i, n, 0, 0);
         for (i = 0; i < 8; i++) {
             out[4*i] = h[i] >> 24; out[4*i+1] = h[i] >> 16; out[4*i+2] = h[i] >> 8; out[4*i+3] = h[i];
         }
     }
 
-    static inline void sluice_hmac_short(const sluice_hmac *s, const unsigned char *text, size_t n, unsigned char *out) {   /* n <= 55 */
+    static inline void sluice_hmac_text(const sluice_hmac *s, const unsigned char *text, size_t n, unsigned char *out) {
         uint32_t h[8];
-        unsigned char block[64];
-        int i;
-        memset(block, 0, 64);
-        memcpy(block, text, n);
-        block[n] = 0x80;
-        block[62] = (unsigned char)((64 + n) * 8 >> 8); block[63] = (unsigned char)((64 + n) * 8);
-        memcpy(h, s->inner, 32); sluice_block(h, block, s->plain);
-        memset(block, 0, 64);
+        unsigned char inner[32];
+        size_t i;
+        memcpy(h, s->inner, 32);
+        for (i = 0; i + 64 <= n; i += 64) sluice_block(h, text + i, s->plain);
+        sluice_end(h, text + i, n, 64, s->plain);
         for (i = 0; i < 8; i++) {
-            block[4*i] = h[i] >> 24; block[4*i+1] = h[i] >> 16; block[4*i+2] = h[i] >> 8; block[4*i+3] = h[i];
+            inner[4*i] = h[i] >> 24; inner[4*i+1] = h[i] >> 16; inner[4*i+2] = h[i] >> 8; inner[4*i+3] = h[i];
         }
-        block[32] = 0x80;
-        block[62] = 3;   /* 96 octets are 768 bits */
-        memcpy(h, s->outer, 32); sluice_block(h, block, s->plain);
+        memcpy(h, s->outer, 32);
+        sluice_end(h, inner, 32, 64, s->plain);
         for (i = 0; i < 8; i++) {
             out[4*i] = h[i] >> 24; out[4*i+1] = h[i] >> 16; out[4*i+2] = h[i] >> 8; out[4*i+3] = h[i];
         }
@@ -142,5 +144,5 @@ cdef extern from *:
     ctypedef struct HmacKey "sluice_hmac":
         pass
     void hmac_key "sluice_hmac_key"(HmacKey* state, const unsigned char* key, size_t length, int plain) noexcept
-    void hmac_short "sluice_hmac_short"(const HmacKey* state, const unsigned char* text, size_t length, unsigned char* out) noexcept
+    void hmac_text "sluice_hmac_text"(const HmacKey* state, const unsigned char* text, size_t length, unsigned char* out) noexcept
     void sha256 "sluice_sha256"(const unsigned char* text, size_t length, unsigned char* out) noexcept nogil

@@ -10,13 +10,17 @@ import base64
 import quopri
 import re
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdlib cimport free
 from libc.string cimport memcpy
 
+from ext.body cimport Wire, put, put_bytes, reserve, utf8
 from ext.body import Unsendable
 
 MAX_TEXT_OCTETS = 998  # of one unstructured value or display name in UTF-8
 
 cdef int LINE = 76
+cdef Py_ssize_t MAX_OCTETS = MAX_TEXT_OCTETS
 cdef object ENCODED_WORD = re.compile(r"=\?([^?\s]*)\?([A-Za-z])\?([^?]*)\?=")
 cdef object BAD = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb]"
@@ -28,25 +32,48 @@ cdef str _name_of(str character):
     return f"U+{ord(character):04X}"
 
 
-cdef int _check(str text) except -1:
-    """Raise Unsendable when `text` may not stand in a header."""
-    cdef Py_UCS4 character, before = 0
-    cdef bint plain = True, word = False
-    if len(text) > MAX_TEXT_OCTETS:
+cdef enum:  # what a look at a text finds
+    BEYOND_ASCII = 1   # a letter that is not ASCII
+    WORD = 2           # "=?", as encoded words begin
+    LOOSE_BLANK = 4    # a blank at the beginning, the end, or beside another one
+
+
+cdef const unsigned char* _look(str text, Py_ssize_t* length, int* found) except NULL:
+    """The UTF-8 octets of `text`, and what stands in it. Raises Unsendable when it may not stand in a header."""
+    cdef const unsigned char* data
+    cdef Py_ssize_t at
+    cdef unsigned char octet, before = 32
+    cdef bint bad = False
+    found[0] = 0
+    if len(text) > MAX_OCTETS:
         raise Unsendable(f"it has {len(text)} characters, at most {MAX_TEXT_OCTETS} octets are allowed")
-    for character in text:
-        if character < 32 or character >= 127:
-            plain = False
-        elif character == u"?" and before == u"=":
-            word = True
-        before = character
-    if not plain:
-        found = BAD.search(text)
-        if found is not None:
-            raise Unsendable(f"it holds {_name_of(found[0])}, which may not stand in a header")
-    if word:
+    data = utf8(text, length)
+    for at in range(length[0]):
+        octet = data[at]
+        if octet >= 127 or octet < 32:
+            if octet <= 127:
+                bad = True
+            elif octet == 0xC2:
+                bad = bad or data[at + 1] < 0xA0
+            elif octet == 0xD8:
+                bad = bad or data[at + 1] == 0x9C
+            elif octet == 0xE2 or octet == 0xEF:  # the exact look is below
+                bad = bad or data[at + 1] == 0x80 or data[at + 1] == 0x81 or data[at + 1] >= 0xBB
+            found[0] |= BEYOND_ASCII
+        elif octet == 63 and before == 61:
+            found[0] |= WORD
+        elif octet == 32 and before == 32:
+            found[0] |= LOOSE_BLANK
+        before = octet
+    if before == 32:
+        found[0] |= LOOSE_BLANK
+    if bad:
+        match = BAD.search(text)
+        if match is not None:
+            raise Unsendable(f"it holds {_name_of(match[0])}, which may not stand in a header")
+    if found[0] & WORD:
         _check_words(text)
-    return 0
+    return data
 
 
 cdef int _check_words(str text) except -1:
@@ -70,32 +97,19 @@ cdef int _check_words(str text) except -1:
     return 0
 
 
-cdef bint _is_plain(str text):
-    """Tell whether `text` can stand as it is: printable ASCII, single blanks inside only, nothing like an encoded word."""
-    cdef Py_UCS4 character, before = u" "
-    for character in text:
-        if character < 32 or character > 126:
-            return False
-        if character == u" " and before == u" ":
-            return False
-        if character == u"?" and before == u"=":
-            return False
-        before = character
-    return before != u" "
-
-
-cdef bytes _encoded_words(bytes data, int column):
-    """`data` (UTF-8) as encoded words on lines of at most 76 octets, the first of which starts at `column`.
+cdef int _encoded_words(Wire* wire, const unsigned char* source, Py_ssize_t length, int column) except -1:
+    """Write UTF-8 as encoded words on lines of at most 76 octets, the first of which starts at `column`.
 
     Q or B, whichever is shorter; a letter is never cut between two words.
     """
-    cdef const unsigned char* source = data
-    cdef Py_ssize_t length = len(data), at = 0, end, step, position
+    cdef Py_ssize_t at = 0, end, step, position
     cdef int special = 0, room, used, width, written = 0
     cdef bint as_base64
-    cdef char[8192] out   # MAX_TEXT_OCTETS of three octets each, and 15 octets around every 45 of them
-    if length > MAX_TEXT_OCTETS:
+    cdef char* out
+    if length > MAX_OCTETS:
         raise Unsendable(f"it has {length} octets, at most {MAX_TEXT_OCTETS} are allowed")
+    reserve(wire, length * 8 + 64)   # an octet is three, and around every 45 of them stand 15
+    out = <char*>wire.data + wire.length
     for at in range(length):
         if not _stands(source[at]) and source[at] != 32:
             special += 1
@@ -131,7 +145,8 @@ cdef bytes _encoded_words(bytes data, int column):
         memcpy(out + written, b"?=", 2)
         written += 2
         at = end
-    return out[:written]
+    wire.length += written
+    return 0
 
 
 cdef inline bint _stands(unsigned char octet) noexcept:
@@ -198,11 +213,25 @@ cdef bytes _folded(bytes text, int column):
     return b"\r\n ".join(lines)
 
 
-cdef bytes _utf8(str text):
-    cdef bytes data = text.encode("utf-8")
-    if len(data) > MAX_TEXT_OCTETS:
-        raise Unsendable(f"it has {len(data)} octets, at most {MAX_TEXT_OCTETS} are allowed")
-    return data
+cdef int put_unstructured(Wire* wire, bytes name, str text) except -1:
+    """Write what `unstructured` answers."""
+    cdef Py_ssize_t length
+    cdef int found
+    cdef const unsigned char* data = _look(text, &length, &found)
+    cdef bytes folded
+    if length > MAX_OCTETS:
+        raise Unsendable(f"it has {length} octets, at most {MAX_TEXT_OCTETS} are allowed")
+    put_bytes(wire, name)
+    put(wire, <const unsigned char*>b": ", 2)
+    if found == 0 and len(name) + 2 + length <= LINE:
+        put(wire, data, length)
+    else:
+        folded = _folded(data[:length], <int>len(name) + 2) if found == 0 else None
+        if folded is not None:
+            put_bytes(wire, folded)
+        else:
+            _encoded_words(wire, data, length, <int>len(name) + 2)
+    return put(wire, <const unsigned char*>b"\r\n", 2)
 
 
 cpdef bytes unstructured(bytes name, str text):
@@ -210,16 +239,25 @@ cpdef bytes unstructured(bytes name, str text):
 
     Raises Unsendable (UnicodeEncodeError on a lone surrogate) when `text` may not stand in a header or is too long.
     """
-    cdef bytes data, folded
-    _check(text)
-    data = _utf8(text)
-    if _is_plain(text):
-        if len(name) + 2 + len(data) <= LINE:
-            return name + b": " + data + b"\r\n"
-        folded = _folded(data, len(name) + 2)
-        if folded is not None:
-            return name + b": " + folded + b"\r\n"
-    return name + b": " + _encoded_words(data, len(name) + 2) + b"\r\n"
+    cdef Wire wire
+    wire.data = NULL
+    wire.length = wire.capacity = 0
+    try:
+        put_unstructured(&wire, name, text)
+        return PyBytes_FromStringAndSize(<const char*>wire.data, wire.length)
+    finally:
+        free(wire.data)
+
+
+cdef bytes _words(bytes data, int column):
+    cdef Wire wire
+    wire.data = NULL
+    wire.length = wire.capacity = 0
+    try:
+        _encoded_words(&wire, data, len(data), column)
+        return PyBytes_FromStringAndSize(<const char*>wire.data, wire.length)
+    finally:
+        free(wire.data)
 
 
 cpdef bytes mailbox(bytes name, str display, bytes address):
@@ -228,22 +266,27 @@ cpdef bytes mailbox(bytes name, str display, bytes address):
     `address` is taken as it is. Raises Unsendable as `unstructured` does.
     """
     cdef bytes data, shown = None
+    cdef Py_ssize_t length
+    cdef int found
     if not display:
         return name + b": " + address + b"\r\n"
-    _check(display)
-    data = _utf8(display)
-    if _is_plain(display) and len(name) + 4 + len(data) <= LINE - 2:
+    _look(display, &length, &found)
+    data = display.encode("utf-8")
+    if found == 0 and len(name) + 4 + length <= LINE - 2:
         if ATOMS.fullmatch(display):
             shown = data
         else:
             shown = b'"' + data.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
     if shown is None or len(name) + 2 + len(shown) > LINE:
-        shown = _encoded_words(data, len(name) + 2)
+        shown = _words(data, len(name) + 2)
     tail = len(shown) - shown.rfind(b"\n") - 1 if b"\n" in shown else len(name) + 2 + len(shown)
     return name + b": " + shown + (b" " if tail + len(address) + 3 <= LINE else b"\r\n ") + b"<" + address + b">\r\n"
 
 
 cpdef check(str text):
     """Raise Unsendable when `text` may not stand in a header; the rules are those of `unstructured`."""
-    _check(text)
-    _utf8(text)
+    cdef Py_ssize_t length
+    cdef int found
+    _look(text, &length, &found)
+    if length > MAX_OCTETS:
+        raise Unsendable(f"it has {length} octets, at most {MAX_TEXT_OCTETS} are allowed")

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any, final
 
+from ext.recipient import Names
 from ext.template import Program
 from ext.token import Signer
 
@@ -8,7 +9,9 @@ from ext.token import Signer
 class Layout:
     refuse: Callable[[str, Exception], Any]
     address: Callable[[str], tuple[bytes, bool]]
-    decode: Callable[[Any], dict[str, Any]]
+    decode: Callable[[bytes], dict[str, Any]]
+    decode_value: Callable[[bytes], Any]
+    names: Names | None
     constants: dict[str, Any]
     sender: bytes | None
     reply_to: bytes | None
@@ -24,7 +27,6 @@ class Layout:
     subject_line: bytes | None
     always_utf8: bool
     needs_data: bool
-    needs_links: bool
     cfbl: bool
     listless: bool
     custom: list[tuple[bytes, Program]] | None

@@ -7,11 +7,11 @@ made as octets (`Layout`); what differs is an address, signed tokens, and the pr
 cimport cython
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.unicode cimport PyUnicode_FromStringAndSize
 from libc.stdlib cimport free
 
 from ext.body cimport Wire, put, put_bytes, utf8
-from ext.header cimport mailbox, unstructured
+from ext.header cimport mailbox, put_unstructured
+from ext.recipient cimport UNSUBSCRIBE, Names, Row
 from ext.template cimport Program
 from ext.token cimport Signer
 
@@ -72,16 +72,18 @@ cdef bint _is_plain(const unsigned char* text, Py_ssize_t length) noexcept:
 cdef class Layout:
     """What one campaign says to everybody, as octets ready to be written, and the programs for the rest.
 
-    `numbers` are user and campaign. A program that is None stands for a constant or an absent part. `refuse(field, error)`
-    makes the value that stands in the answer for a recipient whose message cannot be built. `address(text)` answers the
-    octets of an address that needs a closer look, and whether it needs SMTPUTF8. `decode(data)` yields the merge data.
+    `user` and `campaign` stand in the tokens. A program that is None stands for a constant or an absent part. `refuse(field, error)`
+    makes the value that stands in the answer for a recipient whose message cannot be built. `address(text)` answers the octets of an
+    address that needs a closer look, and whether it needs SMTPUTF8. `decode(data)` and `decode_value(data)` read merge data; `names`
+    are the fields that the programs ask for.
     """
 
-    cdef public object refuse, address, decode
+    cdef public object refuse, address, decode, decode_value
+    cdef public Names names
     cdef public dict constants
     cdef public bytes sender, reply_to, list_headers, content_headers, between, end
     cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
-    cdef public bint always_utf8, needs_data, needs_links
+    cdef public bint always_utf8, needs_data
     cdef public bint cfbl    # X-FBLId stands as CFBL-Feedback-ID, too
     cdef public bint listless  # nothing to unsubscribe from
     cdef public list custom  # (name, Program) of header fields that differ; one without a value is left out
@@ -91,6 +93,7 @@ cdef class Layout:
     cdef public Signer click_signer, open_signer   # None: nothing in the templates asks for their tokens
     cdef str field   # what is being built: named when it fails
     cdef Wire wire
+    cdef Row row
 
     def __cinit__(self):
         self.wire.data = NULL
@@ -106,11 +109,11 @@ cdef class Layout:
         A recipient has `number`, `subscriber_id`, `email` and `data`. `clock` holds the variables of the composition time.
         """
         cdef list answers = []
-        cdef dict shared = {**self.constants, **clock}
+        cdef Row row = self.start(clock)
         for recipient in recipients:
             self.field = "email"
             try:
-                answers.append(self.one(recipient, date_line, day, shared))
+                answers.append(self.one(recipient, row, date_line, day))
             except Exception as error:
                 answers.append(self.refuse(self.field, error))
         if self.wire.capacity > 1048576:  # one huge message must not hold on to its memory
@@ -120,57 +123,47 @@ cdef class Layout:
         self.wire.length = 0
         return answers
 
+    cdef Row start(self, dict clock):
+        cdef Row row = self.row
+        if row is None:
+            row = self.row = Row(self.names, self.base_url)
+            row.decode = self.decode
+            row.decode_value = self.decode_value
+            row.unsubscribe_signer = self.unsubscribe_signer
+            row.web_view_signer = self.web_view_signer
+            row.click_signer = self.click_signer
+            row.open_signer = self.open_signer
+            row.numbers[0] = self.user
+            row.numbers[1] = self.campaign
+        row.shared = {**self.constants, **clock}
+        return row
+
     def scope(self, recipient, dict clock not None) -> dict:
         """The variables that the templates see for `recipient`."""
-        cdef unsigned long long[4] numbers
-        cdef char[128] token
-        numbers[0] = self.user
-        numbers[1] = self.campaign
-        numbers[2] = recipient.number
-        return self.variables(recipient, numbers, {**self.constants, **clock}, token[:self.unsubscribe_signer.write(numbers, 3, token)])
+        cdef Row row = self.start(clock)
+        row.numbers[2] = recipient.number
+        row.read(recipient, recipient.email, False)
+        return row.scope()
 
-    cdef dict variables(self, object recipient, unsigned long long* numbers, dict shared, bytes unsubscribe):
-        cdef dict scope = shared.copy(), subscriber, links
-        cdef char[128] token
-        self.field = "merge data"
-        subscriber = self.decode(recipient.data) if self.needs_data else {}
-        subscriber["id"] = recipient.subscriber_id
-        subscriber["email"] = recipient.email
-        scope["subscriber"] = subscriber
-        if self.needs_links:
-            links = {
-                "unsubscribe": (self.base_url + b"/u/" + unsubscribe).decode("ascii"),
-                "web_view": (self.base_url + b"/w/" + token[:self.web_view_signer.write(numbers, 3, token)]).decode("ascii"),
-            }
-            scope["links"] = links
-        if self.click_signer is not None:
-            scope["click token"] = PyUnicode_FromStringAndSize(token, self.click_signer.write(numbers, 3, token))
-        if self.open_signer is not None:
-            scope["open token"] = PyUnicode_FromStringAndSize(token, self.open_signer.write(numbers, 3, token))
-        return scope
-
-    cdef tuple one(self, object recipient, bytes date_line, unsigned long long day, dict shared):
+    cdef tuple one(self, object recipient, Row row, bytes date_line, unsigned long long day):
         cdef Wire* wire = &self.wire
         cdef str email = recipient.email
         cdef Py_ssize_t length
         cdef const unsigned char* source = utf8(email, &length)
-        cdef bytes rcpt, unsubscribe, mail_from = self.mail_from
+        cdef const char* link
+        cdef bytes rcpt, mail_from = self.mail_from
         cdef bint smtputf8 = False
-        cdef unsigned long long[4] numbers
         cdef char[128] token, back
         cdef int size, back_size
-        cdef dict scope
-        numbers[0] = self.user
-        numbers[1] = self.campaign
-        numbers[2] = recipient.number
-        numbers[3] = day
+        row.numbers[2] = recipient.number
+        row.numbers[3] = day
         if _is_plain(source, length):
             rcpt = PyBytes_FromStringAndSize(<const char*>source, length)
         else:
             rcpt, smtputf8 = self.address(email)
-        unsubscribe = token[:self.unsubscribe_signer.write(numbers, 3, token)]
-        scope = self.variables(recipient, numbers, shared, unsubscribe)
-        back_size = self.return_signer.write(numbers, 4, back)
+        self.field = "merge data"
+        row.read(recipient, email, self.needs_data)
+        back_size = self.return_signer.write(row.numbers, 4, back)
         if self.mail_from_domain is not None:
             mail_from = b"b-" + back[:back_size] + b"@" + self.mail_from_domain
 
@@ -180,7 +173,7 @@ cdef class Layout:
             put_bytes(wire, self.sender)
         else:
             self.field = "from_name"
-            put_bytes(wire, mailbox(b"From", self.from_name.render(scope), self.sender_address))
+            put_bytes(wire, mailbox(b"From", self.from_name.text_of(row), self.sender_address))
         put_bytes(wire, b"To: ")
         put_bytes(wire, rcpt)
         put_bytes(wire, b"\r\n")
@@ -189,21 +182,20 @@ cdef class Layout:
             put_bytes(wire, self.subject_line)
         else:
             self.field = "subject"
-            put_bytes(wire, unstructured(b"Subject", self.subject.render(scope)))
+            put_unstructured(wire, b"Subject", self.subject.text_of(row))
         put_bytes(wire, b"Message-ID: <")
-        size = self.message_signer.write(numbers, 3, token)
+        size = self.message_signer.write(row.numbers, 3, token)
         put(wire, <const unsigned char*>token, size)
         put_bytes(wire, b"@")
         put_bytes(wire, self.message_domain)
         put_bytes(wire, b">\r\nMIME-Version: 1.0\r\n")
         if not self.listless:
             put_bytes(wire, b"List-Unsubscribe: <")
-            put_bytes(wire, self.base_url)
-            put_bytes(wire, b"/u/")
-            put_bytes(wire, unsubscribe)
+            link = row.url(UNSUBSCRIBE, &size)
+            put(wire, <const unsigned char*>link, size)
             if self.mail_from_domain is not None:
                 put_bytes(wire, b">,\r\n <mailto:u-")
-                size = self.unsubscribe_mail_signer.write(numbers, 4, token)
+                size = self.unsubscribe_mail_signer.write(row.numbers, 4, token)
                 put(wire, <const unsigned char*>token, size)
                 put_bytes(wire, b"@")
                 put_bytes(wire, self.mail_from_domain)
@@ -220,16 +212,16 @@ cdef class Layout:
         if self.custom is not None:
             for name, program in self.custom:
                 self.field = "headers"
-                value = (<Program>program).render(scope)
+                value = (<Program>program).text_of(row)
                 if value.strip():
-                    put_bytes(wire, unstructured(name, value))
+                    put_unstructured(wire, name, value)
         put_bytes(wire, self.content_headers)
         if self.text is not None:
             self.field = "text"
-            self.text.write(scope, wire)
+            self.text.write(row, wire)
         put_bytes(wire, self.between)
         if self.html is not None:
             self.field = "html"
-            self.html.write(scope, wire)
+            self.html.write(row, wire)
         put_bytes(wire, self.end)
         return mail_from, rcpt, PyBytes_FromStringAndSize(<const char*>wire.data, wire.length), smtputf8 or self.always_utf8

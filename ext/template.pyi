@@ -3,11 +3,14 @@ from typing import Any, final
 
 from typing_extensions import disjoint_base
 
+from ext.token import Sealer
+
 STEP_LIMIT: int
 LOOP_LIMIT: int
 VALUE_LIMIT: int
 OUTPUT_LIMIT: int
 NUMBER_BITS: int
+PERSONAL: frozenset[str]
 
 def guard(value: object) -> object: ...
 
@@ -30,11 +33,15 @@ class Foreign(Expression):
 
 @final
 class Path(Expression):
-    def __init__(self, root: str, keys: tuple[object, ...], missing: object, direct: bool) -> None: ...
+    def __init__(self, root: str, keys: tuple[object, ...], missing: object, direct: bool, slot: int = -1) -> None: ...
+
+@final
+class Field(Expression):
+    def __init__(self, name: str, slot: int) -> None: ...
 
 @final
 class Function(Expression):
-    def __init__(self, function: Callable[[dict[str, Any]], object]) -> None: ...
+    def __init__(self, function: Callable[[Any], object]) -> None: ...
 
 @final
 class Compare(Expression):
@@ -78,7 +85,14 @@ class Literal(Operation):
 
 @final
 class Output(Operation):
-    def __init__(self, expression: Expression, autoescape: bool) -> None: ...
+    empty: int
+    @property
+    def name(self) -> str: ...
+    def __init__(self, expression: Expression, place: str, name: str = "") -> None: ...
+
+@final
+class Link(Operation):
+    def __init__(self, purpose: int, expression: Expression, place: str) -> None: ...
 
 @final
 class Block(Operation):
@@ -109,8 +123,18 @@ class Capture(Operation):
     def __init__(self, name: str, block: Block, autoescape: bool) -> None: ...
 
 @final
-class Mapped(Operation):
-    def __init__(self, block: Block, function: Callable[[str, dict[str, Any]], str]) -> None: ...
+class Followed(Operation):
+    def __init__(
+        self,
+        block: Block,
+        otherwise: Callable[[str, dict[str, Any]], str],
+        sealer: Sealer | None = None,
+        judge: Callable[[str], str | None] | None = None,
+    ) -> None: ...
+
+@final
+class Choice(Operation):
+    def __init__(self, blocks: list[Block], seed: bytes) -> None: ...
 
 @final
 class Interrupt(Operation):

@@ -109,7 +109,8 @@ def test_the_value_of_a_link_is_replaced_and_nothing_else(source: str, expected:
     ],
 )
 def test_these_are_left_alone(source: str) -> None:
-    assert rewrite("html", source, tracking()) == (source, ())
+    marked, destinations = rewrite("html", source, tracking())
+    assert (marked.replace("\0A\0", "").replace("\0E\0", ""), destinations) == (source, ())
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_utm_parameters_without_following() -> None:
     assert found.destinations == ()
     assert found.source == source.replace("c=2#d", "c=2&amp;utm_source=news#d")
     compiled = campaign(html='<a href="https://a.example/{{ subscriber.city }}">x</a>', utm_source="news")
-    assert hrefs(html_of(compiled, city="Kraków & co")) == ["https://a.example/Krak%C3%B3w%20&%20co?utm_source=news"]
+    assert hrefs(html_of(compiled, city="Kraków & co")) == ["https://a.example/Krak%C3%B3w%20%26%20co?utm_source=news"]
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,15 @@ def test_text_values_conditions_and_loops():
     name = variable("who", "name")
     made = program(
         ops.Literal("Hi "),
-        ops.Output(name, True),
+        ops.Output(name, "html"),
         ops.If([ops.Compare(name, ops.Constant("Ann"), lambda a, b: a == b, equals=True)], [ops.Block([ops.Literal("!")])], None, False),
         ops.For(
-            "i", variable("list"), None, ops.Block([ops.Output(ops.Path("i", (), None, False), True)]), ops.Block([ops.Literal("-")]), None
+            "i",
+            variable("list"),
+            None,
+            ops.Block([ops.Output(ops.Path("i", (), None, False), "html")]),
+            ops.Block([ops.Literal("-")]),
+            None,
         ),
     )
     assert made.render({"who": {"name": "Ann"}, "list": [1, None, "<"]}) == "Hi Ann!1&lt;"
@@ -37,7 +42,7 @@ def test_text_values_conditions_and_loops():
 
 
 def test_a_program_forgets_what_it_assigned():
-    made = program(ops.Output(ops.Path("x", (), None, False), False), ops.Assign("x", ops.Constant("left over")))
+    made = program(ops.Output(ops.Path("x", (), None, False), ""), ops.Assign("x", ops.Constant("left over")))
     assert made.render({}) == ""
     assert made.render({}) == ""
 
@@ -50,7 +55,7 @@ def test_an_answer_that_is_kept_belongs_to_its_value_alone():
         return str(value).upper()
 
     made = program(
-        ops.Output(ops.Filtered(variable("x"), [ops.Filter("shout", shout, (), {}, "", False, lambda text: text != "today")]), False)
+        ops.Output(ops.Filtered(variable("x"), [ops.Filter("shout", shout, (), {}, "", False, lambda text: text != "today")]), "")
     )
     values = ["a", "b", "a", "today", "today", "long" * 20, "long" * 20, Markup("a"), 1]
     assert [made.render({"x": value}) for value in values] == [str(value).upper() for value in values]
@@ -61,7 +66,7 @@ def test_an_answer_that_is_kept_belongs_to_its_value_alone():
 
 def test_an_answer_is_not_kept_when_an_argument_varies():
     join = ops.Filter("join", lambda value, other: value + other, (variable("y"),), {}, "", False, lambda _text: True)
-    made = program(ops.Output(ops.Filtered(variable("x"), [join]), False))
+    made = program(ops.Output(ops.Filtered(variable("x"), [join]), ""))
     assert [made.render({"x": "a", "y": y}) for y in "bcb"] == ["ab", "ac", "ab"]
 
 
@@ -102,4 +107,4 @@ def test_a_break_outside_a_loop_is_an_error():
 
 def test_a_wrong_argument_is_an_error_that_names_the_filter():
     with pytest.raises(LiquidTypeError, match="pick"):
-        program(ops.Output(ops.Filtered(variable("x"), [ops.Filter("pick", lambda: "", (), {}, "", False, None)]), False)).render({"x": 1})
+        program(ops.Output(ops.Filtered(variable("x"), [ops.Filter("pick", lambda: "", (), {}, "", False, None)]), "")).render({"x": 1})
