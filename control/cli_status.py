@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _SERVER_COLUMNS: Final = (">id", "delivery server", "state", ">msg/s", ">connections", ">in flight", ">queued batches", ">delivered",
                           ">bounced", ">deferrals", ">uncertain")  # fmt: skip
 _ENGINE_COLUMNS: Final = ("engine", "state", ">msg/s", ">messages", ">CPU µs/message", ">peak MiB", ">batches held")
+_INBOUND_COLUMNS: Final = ("inbound", ">opens and clicks", ">lost", ">KiB waiting on disk")
 _CAMPAIGN_COLUMNS: Final = (">id", "campaign", "state", ">recipients", ">delivered", ">bounced", ">expired", ">suppressed", ">queued")
 
 
@@ -59,8 +60,12 @@ def _tables(found: "Status") -> list[tuple[str, tuple[str, ...], list[tuple[obje
     campaigns: list[tuple[object, ...]] = [
         (c.id, c.name, c.state, c.recipients, c.delivered, c.bounced, c.expired, c.suppressed, c.queued) for c in found.campaigns
     ]
+    receivers: list[tuple[object, ...]] = [
+        (r.id, r.visits_recorded, r.visits_lost, r.visits_waiting_bytes // 1024) for r in found.inbound_processes
+    ]
     return [
         ("engines", _ENGINE_COLUMNS, engines),
+        ("inbound processes (counts since their start)", _INBOUND_COLUMNS, receivers),
         ("delivery servers (counts since the engines started)", _SERVER_COLUMNS, servers),
         ("unfinished campaigns", _CAMPAIGN_COLUMNS, campaigns),
     ]

@@ -149,7 +149,7 @@ class Engine:
             silent_seconds=self.silent_seconds, grace_seconds=self._grace_seconds, spared=self._journals_here,
         )  # fmt: skip
         self.watchdog = Watchdog(self.turn, self.intake, self.feeder, self._ledger, self.paths, self._works)
-        self.status = metrics.Status(self.id, self.node, self.turn, self.intake, self.feeder, self.paths, self._trouble)
+        self.status = metrics.Status(self.id, self.node, self.turn, self.intake, self.feeder, self.paths, self._journal, self._trouble)
         if engine.metrics_port:
             metrics.serve(engine.metrics_port + self.slot, self.turn, self.paths, self.watchdog, self._ledger, self._journal, self._trouble)
         await self._patiently("saying that this engine lives", self._seen)
@@ -245,7 +245,7 @@ class Engine:
     def _trouble(self) -> list[str]:
         """Every sentence an operator should read, the same one once."""
         said = [self.turn.trouble, self.intake.trouble, self.feeder.trouble, self._ledger.trouble, self._accounting.trouble]
-        said.append(self.intake.signing.trouble)
+        said += [self.intake.signing.trouble, self._journal.sync_trouble]
         said += [f"{work.name}: {work.trouble}" for work in self._works if work.trouble]
         said += [*self._refused.values(), *recovery.troubles(), *self.watchdog.sentences]
         return list(dict.fromkeys(filter(None, said)))

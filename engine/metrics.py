@@ -24,7 +24,7 @@ class Status:
 
     def __init__(
         self, engine_id: str, node: str, turn: Turn, intake: Intake, feeder: Feeder, paths: dict[int, EgressPath],
-        trouble: Callable[[], list[str]],
+        journal: Journal, trouble: Callable[[], list[str]],
     ) -> None:  # fmt: skip
         self._engine_id = engine_id
         self._node = node
@@ -32,6 +32,7 @@ class Status:
         self._intake = intake
         self._feeder = feeder
         self._paths = paths
+        self._journal = journal
         self._started = time.time()
         self._last = (time.monotonic(), 0)
         self._last_delivered: dict[int, int] = {}
@@ -58,6 +59,8 @@ class Status:
             "max_rss_bytes": usage.ru_maxrss * 1024,
             "tasks": len(asyncio.all_tasks()),
             "held_batches": len(self._intake.held),
+            "journal_bytes": self._journal.used_bytes,
+            "journal_sync_failures": self._journal.sync_failures,
             "trouble": self._trouble(),
             "paths": [self._path(path, now, elapsed) for path in self._paths.values()],
         }
@@ -121,6 +124,9 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily("sluice_trouble", "Sentences in `sluice status` that need an operator", value=len(self._trouble()))
         yield GaugeMetricFamily("sluice_ledger_lag_bytes", "Journal that is not in PostgreSQL yet", value=self._ledger.lag_bytes)
         yield GaugeMetricFamily("sluice_journal_bytes", "Journal on disk", value=self._journal.used_bytes)
+        yield CounterMetricFamily(
+            "sluice_journal_sync_failures", "Times the disk failed to keep the journal", value=self._journal.sync_failures
+        )
         yield GaugeMetricFamily(
             "sluice_event_loop_stall_seconds", "Longest the event loop kept a timer waiting", value=self._watchdog.longest_stall_seconds
         )

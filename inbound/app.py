@@ -8,6 +8,7 @@ import ssl
 import sys
 from typing import Final
 
+import msgspec
 import redis.asyncio
 import redis.exceptions
 import structlog
@@ -28,11 +29,13 @@ from inbound.worker import Worker
 from journal.feedback_files import FeedbackFiles
 from journal.visits import Visits
 from store import batch_queue, bounces, postgres, redis_keys
+from store.trouble import is_store_trouble
 
 log = structlog.get_logger(__name__)
 
 REFRESH_SECONDS: Final = 2.0  # a new MFROM domain is taken mail for this soon
 PUBLISH_TIMEOUT_SECONDS: Final = 1.0
+STATUS_LIFETIME_SECONDS: Final = 5
 
 
 class Inbound:
@@ -74,7 +77,9 @@ class Inbound:
             self._tasks.append(asyncio.create_task(worker.run()))
             self._tasks.append(asyncio.create_task(files.run(pool)))
             if settings.metrics_port:
-                metrics.serve(settings.metrics_port, worker)
+                metrics.serve(settings.metrics_port, worker, visits)
+            node = load.node_name(self.settings)
+            self._tasks.append(asyncio.create_task(self._publish(metrics.Status(f"{node}:{web.address[1]}", node, worker, visits))))
             doors = " ".join(f"{name}={_shown(listener.address)}" for name, listener in listeners.items())
             sys.stdout.write(f"inbound ready {doors} http={_shown(web.address)}\n")
             sys.stdout.flush()
@@ -146,6 +151,18 @@ class Inbound:
                 await policy.refresh()
             except Unavailable as failure:
                 log.warning("cannot read the return-path domains and forwarding rules", reason=str(failure))
+
+    async def _publish(self, status: metrics.Status) -> None:
+        """Say every second how it goes, for `sluice status`; nothing here depends on it."""
+        while True:
+            try:
+                async with asyncio.timeout(PUBLISH_TIMEOUT_SECONDS):
+                    said = msgspec.json.encode(status.heartbeat())
+                    await self._redis.set(redis_keys.inbound_status(status.id), said, ex=STATUS_LIFETIME_SECONDS)
+            except Exception as error:
+                if not is_store_trouble(error):
+                    raise
+            await asyncio.sleep(1.0)
 
     async def _changed(self) -> None:
         await self._tell("suppressions")

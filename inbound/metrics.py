@@ -1,19 +1,51 @@
-"""Prometheus metrics of one inbound process: what was received, how it was read, what was done."""
+"""What one inbound process says of itself: the heartbeat that `sluice status` reads, and Prometheus metrics."""
 
+import time
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from inbound.worker import Worker
+from journal.visits import Visits
+
+
+class Status:
+    """Gathers the state of one inbound process; `heartbeat` is what is published, a JSON object."""
+
+    def __init__(self, process_id: str, node: str, worker: Worker, visits: Visits) -> None:
+        self.id = process_id
+        self._node = node
+        self._worker = worker
+        self._visits = visits
+        self._started = time.time()
+
+    def heartbeat(self) -> dict[str, Any]:
+        """Counters since the start."""
+        visits = self._visits
+        trouble = [self._worker.trouble, f"opens and clicks wait on disk: {visits.trouble}" if visits.trouble else ""]
+        if visits.lost:
+            trouble.append(f"{visits.lost} opens and clicks were lost since the start: {visits.lost_because}")
+        return {
+            "id": self.id,
+            "node": self._node,
+            "at": time.time(),
+            "started_at": self._started,
+            "visits_recorded": visits.recorded,
+            "visits_lost": visits.lost,
+            "visits_waiting_bytes": visits.waiting_bytes,
+            "trouble": [sentence for sentence in trouble if sentence],
+        }
 
 
 class InboundCollector(Collector):
-    """The worker's counters as they stand."""
+    """The counters of worker and visits as they stand."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, visits: Visits) -> None:
         self._worker = worker
+        self._visits = visits
 
     def collect(self) -> Iterable[Metric]:
         """One sample a kind and outcome; then what tells whether something is stuck."""
@@ -25,10 +57,13 @@ class InboundCollector(Collector):
         yield CounterMetricFamily("sluice_inbound_refusals", "Refusals while sending whose consequences were drawn", value=worker.refusals)
         yield CounterMetricFamily("sluice_inbound_triage_restarts", "Messages that took too much to be read", value=worker.restarts)
         yield GaugeMetricFamily("sluice_inbound_trouble", "1 while received mail is kept but not read", value=int(bool(worker.trouble)))
+        yield CounterMetricFamily("sluice_visits", "Opens and clicks", value=self._visits.recorded)
+        yield CounterMetricFamily("sluice_visits_lost", "Opens and clicks that the disk did not take", value=self._visits.lost)
+        yield GaugeMetricFamily("sluice_visits_waiting_bytes", "Opens and clicks not in PostgreSQL yet", value=self._visits.waiting_bytes)
 
 
-def serve(port: int, worker: Worker) -> None:
+def serve(port: int, worker: Worker, visits: Visits) -> None:
     """Answer Prometheus on loopback, in a thread of the client library's."""
     registry = CollectorRegistry()
-    registry.register(InboundCollector(worker))
+    registry.register(InboundCollector(worker, visits))
     start_http_server(port, addr="127.0.0.1", registry=registry)

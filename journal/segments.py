@@ -24,6 +24,7 @@ from domain.errors import JournalError
 from journal.segment_files import START, Position, end_of, is_unfinished, pack_header, segment_numbers, segment_path
 
 LOCK_NAME: Final = "lock"
+_SYNC_TROUBLE_SECONDS: Final = 3600.0
 _MAKING: Final = ".making-"
 _REMOVED: Final = ".removed-"
 
@@ -55,6 +56,8 @@ class Journal:
         self.directory = directory
         self.engine_id = engine_id
         self.sync_failures = 0
+        self._sync_failed_at = float("-inf")
+        self._sync_reason = ""
         self.failure = ""  # why nothing is written at the moment; empty: all is well
         self._segment_bytes = segment_bytes
         self._fsync_interval_seconds = fsync_interval_seconds
@@ -106,6 +109,16 @@ class Journal:
     def over_budget(self) -> bool:
         """Whether readers lag so far behind that nothing more may be leased until they have caught up."""
         return self.used_bytes > self._disk_budget_bytes
+
+    @property
+    def sync_trouble(self) -> str:
+        """What an operator should know of the disk, for an hour after each failed fsync; empty: nothing."""
+        if time.monotonic() - self._sync_failed_at > _SYNC_TROUBLE_SECONDS:
+            return ""
+        return (
+            f"{self.directory}: the disk failed to keep the journal {self.sync_failures} times since the start, last with "
+            f"{self._sync_reason}; a power cut now could lose outcomes: look at the disk"
+        )
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -243,6 +256,7 @@ class Journal:
         if failed:
             # The kernel may have dropped the pages and will not say so twice: what follows goes to another file
             self.sync_failures += 1
+            self._sync_failed_at, self._sync_reason = time.monotonic(), failed
             _log.error("%s: fsync failed: %s; the journal goes on in a new file", segment_path(self.directory, segment), failed)
             self._sync_broken = segment == self._segment
         elif segment == self._segment:

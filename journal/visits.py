@@ -41,6 +41,7 @@ class Visits:
         self.lost = 0  # visits the disk did not take
         self.recorded = 0
         self.trouble = ""  # why PostgreSQL has not got everything, in words
+        self.lost_because = ""  # the last time
         self._directory = directory
         self._interval_seconds = interval_seconds
         self._file_bytes = file_bytes
@@ -52,6 +53,11 @@ class Visits:
         self._path = directory
         self._read: dict[str, int] = {}  # file -> how far it is in PostgreSQL, where that is certain
         self._waiting_bytes = sum(path.stat().st_size for path in self.files())
+
+    @property
+    def waiting_bytes(self) -> int:
+        """About how much of the disk is taken by what is not in PostgreSQL yet."""
+        return self._waiting_bytes
 
     def files(self) -> list[Path]:
         """What is there, the oldest first."""
@@ -72,6 +78,7 @@ class Visits:
             if not self.lost:
                 _log.error("visits are lost: %s", error)
             self.lost += 1
+            self.lost_because = str(error)
             return
         self._written += len(line)
         self._waiting_bytes += len(line)

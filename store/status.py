@@ -5,7 +5,7 @@ It answers also when a store does not: then it says so, and shows what the other
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -18,7 +18,7 @@ from store import redis_keys
 from store.postgres import Pool, connection
 
 TIMEOUT_SECONDS = 3.0
-_MAX_ENGINES = 1000
+_MAX_PROCESSES = 1000
 _SILENT_SECONDS = 3.0  # an engine says every second that it lives
 
 T = TypeVar("T")
@@ -59,8 +59,23 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     cpu_seconds: float = 0.0
     max_rss_bytes: int = 0
     held_batches: int = 0
+    journal_bytes: int = 0  # on its disk
+    journal_sync_failures: int = 0  # times that disk failed to keep it
     trouble: list[str] = []
     paths: list[PathStatus] = []
+
+
+class InboundProcess(msgspec.Struct, kw_only=True):
+    """One inbound process's last heartbeat, at most 5 s old. `id` is node:port of its web side."""
+
+    id: str
+    node: str = ""
+    at: float = 0.0  # POSIX seconds
+    started_at: float = 0.0
+    visits_recorded: int = 0  # opens and clicks since the start
+    visits_lost: int = 0  # of those, such as its disk did not take
+    visits_waiting_bytes: int = 0  # on its disk, not in PostgreSQL yet
+    trouble: list[str] = []
 
 
 class ServerStatus(msgspec.Struct, kw_only=True):
@@ -109,6 +124,7 @@ class Status(msgspec.Struct, kw_only=True):
     redis: str
     trouble: list[str]
     engines: list[EngineStatus]
+    inbound_processes: list[InboundProcess]
     delivery_servers: list[ServerStatus]
     campaigns: list[CampaignStatus]
 
@@ -127,10 +143,11 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
     """Look at everything; `user_id` given: only that user's servers and campaigns. Never raises because a store is away."""
     database: tuple[Sequence[asyncpg.Record], Sequence[asyncpg.Record]] = ((), ())
     engines: list[EngineStatus] = []
+    receivers: list[InboundProcess] = []
     ages: dict[str, float | None] = {}
     postgresql, (database_rows, ages) = await _try(_from_postgresql(pool, user_id), (database, ages))
     servers, campaigns = database_rows
-    redis_said, engines = await _try(_heartbeats(client), engines)
+    redis_said, (engines, receivers) = await _try(_heartbeats(client), (engines, receivers))
     if postgresql == "ok":
         # A heartbeat outlives its engine by seconds; the table knows who has ended (None), and who was last seen when
         engines = [engine for engine in engines if ages.get(engine.id, 0.0) is not None]
@@ -150,6 +167,7 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
     if not any(engine.state != "silent" for engine in engines) and redis_said == "ok":
         trouble.append("no engine is running: nothing is sent; start `sluice engine` or `sluice up`")
     trouble += [f"engine {engine.id}: {sentence}" for engine in engines for sentence in engine.trouble]
+    trouble += [f"inbound {process.id}: {sentence}" for process in receivers for sentence in process.trouble]
     trouble += [f"delivery server {s.name}: {s.sentence}" for s in server_states if s.state in ("suspended", "failing")]
     if user_id is not None:
         # another user's servers and recipients are none of this one's business
@@ -157,7 +175,8 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
         for engine in engines:
             engine.paths = [path for path in engine.paths if path.delivery_server_id in own]
             engine.trouble = []
-        trouble = [sentence for sentence in trouble if not sentence.startswith("engine ")]
+        receivers = []
+        trouble = [sentence for sentence in trouble if not sentence.startswith(("engine ", "inbound "))]
     return Status(
         at=time.time(),
         ok=not trouble,
@@ -165,6 +184,7 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
         redis=redis_said,
         trouble=trouble,
         engines=engines,
+        inbound_processes=receivers,
         delivery_servers=server_states,
         campaigns=[_campaign(row) for row in campaigns],
     )
@@ -219,17 +239,21 @@ async def _from_postgresql(
     return (servers, campaigns), {row[0]: row[1] for row in engines}
 
 
-async def _heartbeats(client: redis.asyncio.Redis) -> list[EngineStatus]:
-    keys = [key async for key in client.scan_iter(match=redis_keys.ENGINE_STATUS_PATTERN, count=1000)][:_MAX_ENGINES]
-    found: list[EngineStatus] = []
+async def _heartbeats(client: redis.asyncio.Redis) -> tuple[list[EngineStatus], list[InboundProcess]]:
+    engines = [engine async for engine in _said(client, redis_keys.ENGINE_STATUS_PATTERN, EngineStatus)]
+    receivers = [process async for process in _said(client, redis_keys.INBOUND_STATUS_PATTERN, InboundProcess)]
+    return sorted(engines, key=lambda engine: engine.id), sorted(receivers, key=lambda process: process.id)
+
+
+async def _said(client: redis.asyncio.Redis, pattern: str, kind: type[T]) -> AsyncIterator[T]:
+    keys = [key async for key in client.scan_iter(match=pattern, count=1000)][:_MAX_PROCESSES]
     # one by one, not MGET: on Redis Cluster the keys lie in different slots
     for value in [await client.get(key) for key in keys]:
         try:
             if value:
-                found.append(msgspec.json.decode(value, type=EngineStatus))
+                yield msgspec.json.decode(value, type=kind)
         except msgspec.MsgspecError:
             continue  # a foreign value under our key
-    return sorted(found, key=lambda engine: engine.id)
 
 
 async def _queues(client: redis.asyncio.Redis, server_ids: list[int]) -> dict[int, int]:

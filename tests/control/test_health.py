@@ -68,6 +68,21 @@ async def test_status_shows_what_engines_say_of_delivery_servers(ada: Client, ad
     assert [engine["id"] for engine in (await admin.ok("GET", "/status"))["engines"]] == ["n.1", "n.2"]
 
 
+async def test_status_says_what_an_inbound_process_has_lost_and_to_operators_only(
+    ada: Client, admin: Client, redis: redis_client.Redis
+) -> None:
+    lost = "3 opens and clicks were lost since the start: the disk is full"
+    heartbeat = {"id": "n:8080", "node": "n", "visits_recorded": 9, "visits_lost": 3, "visits_waiting_bytes": 2048, "trouble": [lost]}
+    await redis.set(redis_keys.inbound_status("n:8080"), msgspec.json.encode(heartbeat))
+    status = await admin.ok("GET", "/status")
+    (shown,) = status["inbound_processes"]
+    assert (shown["visits_recorded"], shown["visits_lost"], shown["visits_waiting_bytes"]) == (9, 3, 2048)
+    assert f"inbound n:8080: {lost}" in status["trouble"]
+    of_ada = await ada.ok("GET", "/status")
+    assert of_ada["inbound_processes"] == []
+    assert lost not in str(of_ada["trouble"])
+
+
 async def test_the_description_in_docs_is_the_one_served(http: httpx.AsyncClient, app: Application) -> None:
     served = (await http.get("/docs/openapi.json")).json()
     assert served == finished(app.litestar.openapi_schema.to_schema())

@@ -7,7 +7,14 @@ import socket
 import sys
 from pathlib import Path
 
+from redis.asyncio import Redis
+
+from inbound import handling, metrics
+from inbound.worker import Worker
+from journal.visits import Visits
+from store import bounces, status
 from store.postgres import Pool
+from store.tracking import Visit
 from tests.inbound.conftest import World
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +125,39 @@ async def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path, fresh_datab
                 await process.wait()
             if reader_is != "gone":
                 os.close(reading)
+
+
+async def test_lost_visits_are_in_the_status_and_in_the_metrics(
+    tmp_path: Path, fresh_database_url: str, redis_url: str, redis: Redis, pool: Pool, world: World
+) -> None:
+    port = free_port()
+    process = await start(tmp_path, fresh_database_url, redis_url, SLUICE_INBOUND_METRICS_PORT=str(port))
+    try:
+        await ready(process)
+        async with asyncio.timeout(10):
+            while not (found := await status.gather(pool, redis)).inbound_processes:
+                await asyncio.sleep(0.05)
+        (said,) = found.inbound_processes
+        assert (said.visits_recorded, said.visits_lost, said.trouble) == (0, 0, [])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert b"\nsluice_visits_lost_total 0.0\n" in await reader.read()
+        writer.close()
+    finally:
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+async def test_a_heartbeat_names_what_was_lost_and_why(tmp_path: Path, pool: Pool) -> None:
+    async def tell(what: str) -> None:
+        raise AssertionError(what)
+
+    visits = Visits(tmp_path / "visits", budget_bytes=50)
+    for number in range(3):
+        visits.add(Visit(1, number, "o", 0, 1.5, "", "Mozilla/5.0"))
+    worker = Worker(pool, handling.Keys(b"k" * 32, b"k" * 32), bounces.Rules(), tell)
+    said = metrics.Status("n:1", "n", worker, visits).heartbeat()
+    assert (said["visits_recorded"], said["visits_lost"]) == (1, 2)
+    assert said["visits_waiting_bytes"] > 0
+    assert said["trouble"] == ["2 opens and clicks were lost since the start: the disk budget for visits is used up"]
+    visits.close()
