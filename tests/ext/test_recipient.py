@@ -132,10 +132,8 @@ def test_a_field_of_ten_thousand_names_is_found() -> None:
 
 def test_names_are_numbered_once() -> None:
     names = Names()
-        expected = "99991\n" if count == 10_000 else "1\n"
-        assert said(parsed(one(compiled, Recipient(1, 1, "a@b.example", data))[2])) == expected
-        0, 1, 0, 2, 2,
-    ]  # fmt: skip
+    assert [names.slot("a"), names.slot("b"), names.slot("a")] == [0, 1, 0]
+    assert [names.slot("First_Name", loose=True), names.slot("firstname", loose=True)] == [2, 2]
     assert loosely("First_Name") == "firstname"
 
 
