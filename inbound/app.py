@@ -17,9 +17,12 @@ from config import load
 from config.keys import Keyring, load_keyring
 from config.settings import Settings
 from domain.errors import ConfigurationError, Unavailable
+from domain.mailbox import parse as parse_mailbox
 from inbound import handling, metrics
 from inbound.door import Door, Patience
+from inbound.forwarding import Forwarder
 from inbound.listener import Certificate, Listener
+from inbound.mailboxes import collectors
 from inbound.policy import MailPolicy
 from inbound.session import Limits
 from inbound.tracking import Keys, Tracker
@@ -61,6 +64,14 @@ class Inbound:
         await policy.refresh()
         certificate = Certificate(settings.tls_certificate_file, settings.tls_key_file) if settings.tls_certificate_file else None
         listeners = self._listeners(policy, certificate)
+        collecting = collectors(
+            pool,
+            policy,
+            map(parse_mailbox, settings.mailboxes),
+            interval_seconds=settings.mailbox_interval_seconds,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        forwarder = Forwarder(pool, policy, keyring, load.node_name(self.settings))
         web: WebServer | None = None
         visits = Visits(load.state_directory(self.settings) / "visits" / f"{settings.http_port}")
         files = self._files()
@@ -72,6 +83,8 @@ class Inbound:
             for name, listener in listeners.items():
                 await _listen(listener, name, settings.smtp_host)
             self._tasks.append(asyncio.create_task(self._follow(policy, certificate)))
+            self._tasks += [asyncio.create_task(each.run()) for each in collecting]
+            self._tasks.append(asyncio.create_task(forwarder.run()))
             self._tasks.append(asyncio.create_task(visits.run(pool)))
             worker = self._worker(pool, keyring)
             self._tasks.append(asyncio.create_task(worker.run()))
