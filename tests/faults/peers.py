@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from email import message_from_bytes
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import asyncpg
 from store import accounting, batch_queue, status
 from store.postgres import Pool, open_pool
 from tests.machine import Machine
+from tests.peers import Peer
 
 MODES: Final[dict[str, dict[str, object]]] = {"bdat": {}, "data": {"chunking": False}, "lock-step": {"pipelining": False}}
 RECIPIENTS = 70
@@ -59,16 +61,24 @@ class Fault:
 
 @dataclass
 class Verdict:
-    """What became of one campaign. Recipients are addresses; `kinds` are the letters of their records in order."""
+    """What became of one campaign. Recipients are addresses; `kinds` are the letters of their records in order.
+
+    `ids`: recipient -> Message-ID -> copies the sinks took.
+    """
 
     state: str
     clean: bool
     audit: str
     kinds: dict[str, str]
-    copies: Counter[str]
+    ids: dict[str, Counter[str]]
     diagnostics: dict[str, list[str]]
     sentences: list[str]
     seconds: float
+
+    @property
+    def copies(self) -> Counter[str]:
+        """How many copies each recipient has got."""
+        return Counter({email: sum(ids.values()) for email, ids in self.ids.items()})
 
     @property
     def picked(self) -> dict[str, str]:
@@ -92,8 +102,12 @@ class Verdict:
 
     @property
     def unexplained(self) -> list[str]:
-        """More copies than the ledger announced."""
-        return [email for email, count in self.copies.items() if count - 1 > self.kinds.get(email, "").count("u")]
+        """More copies than the ledger announced, or copies that a receiver could not tell to be the same message (P4)."""
+        return [
+            email
+            for email, ids in self.ids.items()
+            if len(ids) > 1 or "" in ids or sum(ids.values()) - 1 > self.kinds.get(email, "").count("u")
+        ]
 
     def must_hold(self, *, bounced: bool = False, expired: bool = False) -> None:
         """P1, P2, P4, P5, and that nobody suffers for another's fault.
@@ -149,8 +163,8 @@ async def end_of(pool: Pool, campaigns: Sequence[int], seconds: float) -> None:
         await asyncio.sleep(0.1)
 
 
-async def verdict(pool: Pool, campaign: int, copies: Counter[str], sentences: Sequence[str] = ()) -> Verdict:
-    """Read the ledger of one campaign. `copies`: accepted by the sinks, for any recipient."""
+async def verdict(pool: Pool, campaign: int, copies: Counter[tuple[str, str]], sentences: Sequence[str] = ()) -> Verdict:
+    """Read the ledger of one campaign. `copies`: accepted by the sinks, (recipient, Message-ID), for any recipient."""
     rows = await pool.fetch(
         "select recipient, kind::text as kind, diagnostic from accounting where campaign_id = $1 order by at, kind = 'u' desc", campaign
     )
@@ -160,20 +174,36 @@ async def verdict(pool: Pool, campaign: int, copies: Counter[str], sentences: Se
     for row in rows:
         kinds[row["recipient"]] += row["kind"]
         diagnostics.setdefault(row["recipient"], []).append(row["diagnostic"])
-    found = await accounting.audit(pool, campaign)
+    audit = await accounting.audit(pool, campaign)
     campaign_row = await pool.fetchrow(
         "select state, extract(epoch from coalesce(finished_at, now()) - started_at)::float as seconds from campaigns where id = $1",
         campaign,
     )
     assert campaign_row is not None
-    own = Counter({email: copies[email] for email in kinds})
+    ids: dict[str, Counter[str]] = {email: Counter() for email in kinds}
+    for (email, message_id), count in copies.items():
+        if email in ids:
+            ids[email][message_id] += count
+    every = [message_id for found in ids.values() for message_id in found]
+    assert len(every) == len(set(every)), "two recipients have the same Message-ID"
     state, seconds = campaign_row["state"], campaign_row["seconds"]
-    return Verdict(state, found.clean, str(found), kinds, own, diagnostics, list(sentences), seconds)
+    return Verdict(state, audit.clean, str(audit), kinds, ids, diagnostics, list(sentences), seconds)
 
 
-def accepted(*logs: Path) -> Counter[str]:
-    """How many copies the sinks took for each recipient."""
-    return Counter(json.loads(line)["recipient"] for log in logs if log.exists() for line in log.read_text().splitlines())
+def accepted(*logs: Path) -> Counter[tuple[str, str]]:
+    """How many copies the sinks took: (recipient, Message-ID)."""
+    lines = [json.loads(line) for log in logs if log.exists() for line in log.read_text().splitlines()]
+    return Counter((line["recipient"], line["message_id"]) for line in lines)
+
+
+def taken(peer: Peer) -> Counter[tuple[str, str]]:
+    """The same of a scripted peer."""
+    return Counter((message.rcpt, message_id(message.content)) for message in peer.accepted)
+
+
+def message_id(content: bytes) -> str:
+    """Of a message; empty when it has none."""
+    return (message_from_bytes(content)["Message-ID"] or "").strip()
 
 
 async def sentences(pool: Pool, redis_url: str) -> dict[str, tuple[str, str]]:

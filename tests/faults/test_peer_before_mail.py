@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from config import keys, load
 from store.postgres import Pool
 from tests.engine.test_connect import make_certificate
-from tests.faults.peers import Fault, Verdict, add_campaign, end_of, sentences, verdict
+from tests.faults.peers import Fault, Verdict, add_campaign, end_of, sentences, taken, verdict
 from tests.machine import Machine, until
 from tests.peers import DROP, HANG, HONEST, RESET, Peer, Script, Step
 
@@ -79,10 +78,6 @@ async def begin(machine: Machine, pool: Pool, name: str, peer: Peer, *, secure: 
     return campaign
 
 
-def copies(peer: Peer) -> Counter[str]:
-    return Counter(message.rcpt for message in peer.accepted)
-
-
 def nobody_noticed(found: Verdict, name: str) -> None:
     found.must_hold()
     assert set(found.kinds.values()) == {"d"}, (name, found.kinds)
@@ -107,7 +102,7 @@ async def test_whatever_happens_before_the_first_recipient_costs_no_recipient_an
         await end_of(pool, list(campaigns.values()), 40.0)
         words = await sentences(pool, machine.environment["SLUICE_REDIS_URL"])
         for name, peer in peers.items():
-            found = await verdict(pool, campaigns[name], copies(peer), words[f"{name.replace(' ', '-').lower()} data"])
+            found = await verdict(pool, campaigns[name], taken(peer), words[f"{name.replace(' ', '-').lower()} data"])
             nobody_noticed(found, name)
             assert peer.violations == [], name
             if name in WITH_TLS:
@@ -152,7 +147,7 @@ async def test_what_only_an_operator_can_mend_is_said_and_tried_once_and_recipie
         await pool.execute("update delivery_servers set version = version + 1 where name like 'wrong-password%'")
         await pool.execute("update egress_version set version = version + 1")
         await end_of(pool, [campaigns["wrong password"]], 20.0)
-        nobody_noticed(await verdict(pool, campaigns["wrong password"], copies(peers["wrong password"])), "wrong password")
+        nobody_noticed(await verdict(pool, campaigns["wrong password"], taken(peers["wrong password"])), "wrong password")
 
 
 async def test_a_server_that_ends_every_connection_is_neither_hammered_nor_costs_anybody_an_attempt(machine: Machine, pool: Pool) -> None:
@@ -175,5 +170,5 @@ async def test_a_server_that_ends_every_connection_is_neither_hammered_nor_costs
             peer.script = {}
         await end_of(pool, list(campaigns.values()), 20.0)
         for stage, peer in peers.items():
-            nobody_noticed(await verdict(pool, campaigns[stage], copies(peer)), stage)
+            nobody_noticed(await verdict(pool, campaigns[stage], taken(peer)), stage)
         assert await pool.fetchval("select max(attempt) from accounting") == 1

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from store.postgres import Pool
-from tests.faults.peers import MODES, Fault, accepted, add_campaign, end_of, sentences, start_sink, verdict
+from tests.faults.peers import MODES, Fault, accepted, add_campaign, end_of, message_id, sentences, start_sink, verdict
 from tests.machine import Machine, until
 
 
@@ -29,7 +29,7 @@ class Stalling:
     def __init__(self, stalls: int) -> None:
         self.stalls = stalls
         self.connections = 0
-        self.taken: Counter[str] = Counter()
+        self.taken: Counter[tuple[str, str]] = Counter()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -46,9 +46,10 @@ class Stalling:
                     if stall:
                         writer.transport.pause_reading()  # type: ignore[attr-defined]
                         await asyncio.sleep(60)
-                    while await reader.readline() != b".\r\n":
-                        pass
-                    self.taken[rcpt] += 1
+                    content = b""
+                    while (part := await reader.readline()) != b".\r\n":
+                        content += part if len(content) < 10_000 else b""
+                    self.taken[rcpt, message_id(content)] += 1
                 if verb != b"QUIT":
                     writer.write(b"250-stalling.example\r\n250 8BITMIME\r\n" if verb == b"EHLO" else b"250 2.0.0 ok\r\n")
         except (OSError, asyncio.CancelledError, ValueError):
