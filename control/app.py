@@ -18,6 +18,8 @@ from config.keys import Keyring
 from config.settings import Settings
 from control import (
     attachments,
+    bounce_imports,
+    bounce_patterns,
     campaigns,
     custom_headers,
     delivery_servers,
@@ -66,6 +68,8 @@ CONTROLLERS: list[ControllerRouterHandler] = [
     sent.SentController,
     reports.ReportController,
     suppressions.SuppressionController,
+    bounce_imports.BounceImportController,
+    bounce_patterns.BouncePatternController,
     health.StatusController,
 ]
 

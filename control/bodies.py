@@ -17,7 +17,9 @@ from control.errors import FieldError, field_error, problem, send_problem
 from domain.errors import Invalid
 
 BODY_TIMEOUT_SECONDS: Final = 30.0
-STREAMED: Final = re.compile(r"/api/v1/(?:lists/\d+/imports|campaigns/\d+/attachments|messages/stream)/?").fullmatch
+STREAMED: Final = re.compile(
+    r"/api/v1/(?:lists/\d+/imports|campaigns/\d+/attachments|messages/stream|(?:bounces|suppressions)/imports)/?"
+).fullmatch
 _SURROGATE = re.compile(r"\\[uU][dD][89a-fA-F]").search
 
 

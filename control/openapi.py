@@ -109,6 +109,7 @@ def openapi_config() -> OpenAPIConfig:
             Tag("seed list", "Addresses that get a copy of every campaign"),
             Tag("reports", "Progress and outcomes"),
             Tag("suppressions", "Addresses that must not be mailed"),
+            Tag("bounces", "What operators say about refusals, and results that others report"),
             Tag("users", "Users and API keys"),
             Tag("health", "For load balancers and operators"),
         ],

@@ -4,8 +4,8 @@
 Every entry is the keyed 64-bit hash (SipHash-1-3) of its key, plus that of its scope, in one open-addressing table. With a million
 entries one address in 10^13 is taken for another's; the hash key is random, so nobody can look for such a pair.
 
-Keys are in lower case: `local@domain`; `*@domain` (whoever has an address there); `*@*.domain` (at any subdomain); `local@*` (at any
-domain). A scope is (user, list): (0, 0) the whole system, (user, 0) one user, (user, list) one list.
+Keys are in lower case: `local@domain`; `@domain` (whoever has an address there); `@*.domain` (at any subdomain); `local@*` (at any
+domain). No address looks like one of the last three. A scope is (user, list): (0, 0) the whole system, (user, 0) one user, (user, list) one list.
 """
 
 cimport cython
@@ -80,9 +80,9 @@ cdef inline uint64_t _big_endian(const uint8_t* data, int octets) noexcept nogil
 
 
 cdef inline int _form(const char* key, Py_ssize_t length) noexcept nogil:
-    """0: one address; 1: `*@domain`; 2: `local@*`; 3: `*@*.domain`."""
-    if length > 4 and key[0] == c"*" and key[1] == c"@":
-        return 3 if key[2] == c"*" else 1
+    """0: one address; 1: `@domain`; 2: `local@*`; 3: `@*.domain`."""
+    if length > 2 and key[0] == c"@":
+        return 3 if key[1] == c"*" else 1
     if length > 2 and key[length - 1] == c"*" and key[length - 2] == c"@":
         return 2
     return 0
@@ -287,7 +287,7 @@ cdef class AddressSet:
         return found
 
     cdef bint _covered(self, const uint64_t* scopes, int count, str email) except -1:
-        cdef char[LONGEST + 2] key
+        cdef char[LONGEST] key
         cdef Py_ssize_t length, at, dot
         cdef const char* text
         cdef char held
@@ -295,7 +295,7 @@ cdef class AddressSet:
         if not is_ascii(email):
             email = self.key_of(email)
         text = PyUnicode_AsUTF8AndSize(email, &length)
-        if length > LONGEST - 2:
+        if length >= LONGEST:
             return False  # no such key is ever kept
         at = -1
         for i in range(length):
@@ -304,28 +304,24 @@ cdef class AddressSet:
                 held += 32
             elif held == c"@":
                 at = i
-            key[i + 2] = held  # room in front for a star and an @
-        if self._any(scopes, count, key + 2, length):
+            key[i] = held
+        if self._any(scopes, count, key, length):
             return True
-        if at < 0 or not (self.forms[1] or self.forms[2] or self.forms[3]):
+        if at < 0:
             return False
+        if self.forms[1] and self._any(scopes, count, key + at, length - at):
+            return True
         if self.forms[2]:
-            held = key[at + 3]
-            key[at + 3] = c"*"
-            if self._any(scopes, count, key + 2, at + 2):
-                return True
-            key[at + 3] = held
-        if self.forms[1]:
             held = key[at + 1]
             key[at + 1] = c"*"
-            if self._any(scopes, count, key + at + 1, length - at + 1):
+            if self._any(scopes, count, key, at + 2):
                 return True
             key[at + 1] = held
         if self.forms[3]:
-            for dot in range(at + 1, length):
-                if key[dot + 2] == c".":  # the three octets before it are used up: `*@*.domain`
-                    key[dot - 1], key[dot], key[dot + 1] = c"*", c"@", c"*"
-                    if self._any(scopes, count, key + dot - 1, length - dot + 3):
+            for dot in range(at + 2, length):
+                if key[dot] == c".":  # the two octets before it are used up: `@*.domain`
+                    key[dot - 2], key[dot - 1] = c"@", c"*"
+                    if self._any(scopes, count, key + dot - 2, length - dot + 2):
                         return True
         return False
 

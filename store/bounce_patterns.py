@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from domain.bounce import CATEGORIES
+from domain.bounce import CATEGORIES, BounceRules, shipped_rules
 from domain.bounce_patterns import BouncePatterns, Pattern
 from domain.errors import Conflict, Invalid, NotFound
 from store.postgres import Pool, PooledConnection
@@ -137,3 +137,9 @@ async def _compile(conn: PooledConnection) -> None:
         BouncePatterns([Pattern(row[0], row[1]) for row in rows], _WORDS)
     except Invalid as error:
         raise Invalid("pattern", error.reason) from None
+
+
+async def rules(pool: Pool) -> BounceRules:
+    """The shipped rules behind the patterns there are now."""
+    _, patterns = await load(pool)
+    return shipped_rules().with_patterns(patterns)

@@ -101,7 +101,7 @@ async def _stream(conn: PooledConnection, import_id: int, blocks: AsyncIterator[
     storing: asyncio.Task[None] | None = None
     loop = asyncio.get_running_loop()
     try:
-        async for block in _blocks(blocks):
+        async for block in in_blocks(blocks):
             await loop.run_in_executor(None, rows.feed, block)
             if storing is not None:
                 await storing
@@ -120,7 +120,7 @@ async def _stream(conn: PooledConnection, import_id: int, blocks: AsyncIterator[
         progress(rows.rows_read, refused + len(bad))
 
 
-async def _blocks(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def in_blocks(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same bytes in blocks worth a thread switch and a COPY."""
     held: list[bytes] = []
     size = 0

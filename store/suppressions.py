@@ -108,6 +108,19 @@ async def remove(conn: PooledConnection, user_id: int | None, suppression_id: in
         raise NotFound("suppression", suppression_id)
 
 
+async def remove_keys(conn: PooledConnection, user_id: int | None, list_id: int | None, email_keys: list[str]) -> int:
+    """End the suppressions of these keys under exactly one scope; returns how many there were."""
+    done = await conn.execute(
+        "update suppressions set removed_at = now(), changed = pg_current_xact_id() where removed_at is null "
+        "and coalesce(user_id, 0) = coalesce($1::bigint, 0) and coalesce(list_id, 0) = coalesce($2::bigint, 0) "
+        "and email_key = any($3::text[])",
+        user_id,
+        list_id,
+        email_keys,
+    )
+    return int(done.rpartition(" ")[2])
+
+
 async def check(conn: PooledConnection, user_id: int, list_id: int | None, email_key: str) -> list[Suppressed]:
     """What stops mail of this user to this address: system, user, and the list's own where a list is given (else any list's)."""
     rows = await conn.fetch(

@@ -81,7 +81,7 @@ def copy_of(rows: list[tuple[int, int, bool, str]]) -> bytes:
 
 
 def test_a_copy_may_be_cut_at_every_octet():
-    data = copy_of([(1, 0, False, "a@b.example"), (0, 0, False, "*@c.example"), (1, 0, True, "a@b.example"), (2, 9, False, "ü@d.example")])
+    data = copy_of([(1, 0, False, "a@b.example"), (0, 0, False, "@c.example"), (1, 0, True, "a@b.example"), (2, 9, False, "ü@d.example")])
     asked = [Recipient("a@b.example"), Recipient("x@c.example"), Recipient("ü@d.example")]
     for cut in range(len(data) + 1):
         fast = made()
@@ -105,10 +105,11 @@ def test_anything_but_such_a_copy_is_refused(data):
 
 def test_texts_that_are_no_addresses_break_nothing():
     fast = AddressSet(os.urandom(16), lambda email: email)
-    for key in ("a@b.example", "*@b.example", "a@*", "*@*.b.example"):
+    for key in ("a@b.example", "@b.example", "a@*", "@*.b.example", "*@other.example"):
         fast.add(0, 0, key)
-    odd = ["", "@", "a@", "@b", "no at", "ü", "x" * 5000 + "@b.example", "x" * 1021 + "@", "x" * 1022, "@" * 1020]
+    odd = ["", "@", "a@", "@b", "no at", "ü", "x" * 5000 + "@b.example", "x" * 1023 + "@", "x" * 1022 + "@", "x" * 1024, "@" * 1020]
     assert fast.suppressed(1, 1, [Recipient(text) for text in odd], list(range(len(odd)))) == [2]  # a@ is covered by a@*
-    assert fast.suppressed(1, 1, [Recipient("@b.example"), Recipient("q@b.example")], [0, 1]) == [0, 1]
+    some = [Recipient("@b.example"), Recipient("q@b.example"), Recipient("*@other.example"), Recipient("q@other.example")]
+    assert fast.suppressed(1, 1, some, [0, 1, 2, 3]) == [0, 1, 2]  # an address may be a star: it is no pattern
     with pytest.raises(ValueError, match="16 octets"):
         AddressSet(b"short", address.key)
