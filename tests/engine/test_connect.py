@@ -37,10 +37,10 @@ async def opened(peer: Peer, password: str = PASSWORD, context: ssl.SSLContext |
     return await connect(server(peer.port, **changes), password=password, ehlo_name="me.example", ssl_context=context)
 
 
-def make_certificate(directory: Path, name: str, *, days: int = 1) -> ssl.SSLContext:
-    """A self-signed certificate for `name`; its file is `directory`/`name`.pem."""
+def make_certificate(directory: Path, name: str, *, days: int = 1, subject_name: str = "") -> ssl.SSLContext:
+    """A self-signed certificate for `name`; its file is `directory`/`name`.pem. Several in one file of trust need different subjects."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject_name or name)])
     now = datetime.datetime.now(datetime.UTC)
     start, end = sorted((now - datetime.timedelta(days=1), now + datetime.timedelta(days=days)))
     certificate = (
