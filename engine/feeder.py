@@ -29,6 +29,7 @@ _RETRY_TICK_SECONDS = 0.2
 _UNLEASED_SECONDS = 3.0  # an announcement older than this that is not in the queue was lost on the way
 _LOCK_IDLE_SECONDS = 15.0  # a leader that stands still for so long loses the lead; longer than any wait for Redis
 _LONG_ANSWER_SECONDS = 2.0  # PostgreSQL that takes longer for its clock stood still
+_LONGEST_PAUSE_SECONDS = 1.0  # while PostgreSQL is away
 _SAY_AGAIN_SECONDS = 60.0
 
 
@@ -97,7 +98,7 @@ class Feeder:
                 self._postgres_trouble = f"feeder: PostgreSQL: {sentence(error)}"
                 self._say("feeder lost PostgreSQL, trying again", reason=sentence(error))
             await asyncio.sleep(pause)
-            pause = min(2.0, pause * 2)
+            pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
 
     async def _lead(self, conn: Connection) -> None:
         while not await feed.try_to_lead(conn):

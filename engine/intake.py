@@ -36,6 +36,7 @@ _IDLE_POLL_SECONDS = 1.0  # while none is
 _RECOMPILE_KEEP = 200  # compiled campaigns kept when nothing of theirs is held
 _URGENT = PRIORITY_CLASSES[0]
 _URGENT_BATCHES = 8  # times held_batches: urgent mail does not wait for room, and its batches are often of one recipient
+_LONGEST_PAUSE_SECONDS = 1.0  # while a store is away
 _FLUSH_SECONDS = 20.0
 
 
@@ -95,7 +96,7 @@ class Intake:
             except Exception as error:
                 if not is_store_trouble(error):
                     raise
-                pause = min(2.0, 2 * pause or 0.25)
+                pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause or 0.25)
                 self.trouble = f"cannot lease batches: {sentence(error)}; what is held is sent on"
             if pause:
                 await asyncio.sleep(pause)  # not woken: batches that end meanwhile must not make us ask at once

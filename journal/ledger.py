@@ -20,7 +20,7 @@ from store.postgres import Pool
 
 READER_NAME: Final = "ledger"
 MOST_BYTES_PER_TRANSACTION: Final = 4 * 1024 * 1024
-_LONGEST_PAUSE_SECONDS: Final = 2.0
+_LONGEST_PAUSE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
