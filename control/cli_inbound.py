@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from control.cli_base import EPILOG, Stores, become, click, facts, json_option, say, show, table, with_stores, write_json
+from control.cli_forwarding import forwarding_group
 
 if TYPE_CHECKING:
     from store.received import ReceivedMessage
@@ -127,4 +128,5 @@ def _say_reading(name: str, value: object) -> None:
         facts([(name.replace("_", " "), value)])
 
 
+inbound_group.add_command(forwarding_group)
 COMMANDS: Final = (inbound_group,)

@@ -1,11 +1,14 @@
 """Forwarding of received mail: the rules, one row for the whole system, and the queue of what is still to go out."""
 
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
 from domain.forwarding import Routes, parse_aliases
 from store.postgres import PooledConnection
+
+State = Literal["waiting", "sent", "failed"]
 
 MAX_WAITING = 10_000  # mails in the queue; the rest is kept and not forwarded
 
@@ -22,6 +25,20 @@ class Forwarding(msgspec.Struct, frozen=True, kw_only=True):
     def routes(self, complaints: frozenset[str] = frozenset()) -> Routes:
         """The same, ready to be asked."""
         return Routes(parse_aliases(self.aliases), self.forward_to, self.abuse_to, complaints)
+
+
+class ForwardShown(msgspec.Struct, frozen=True, kw_only=True):
+    """One mail of the queue, as it is shown. `inbound_id` is the received message; `reply` the last word about it."""
+
+    id: int
+    inbound_id: int
+    target: str
+    state: State
+    attempts: int
+    due_at: datetime
+    created_at: datetime
+    finished_at: datetime | None
+    reply: str
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +85,17 @@ async def enqueue(conn: PooledConnection, inbound_id: int, target: str, *, timeo
         timeout=timeout_seconds,
     )
     return done != "INSERT 0 0"
+
+
+async def page(conn: PooledConnection, before: int | None, limit: int) -> list[ForwardShown]:
+    """The queue and what became of it, newest first."""
+    rows = await conn.fetch(
+        "select id, inbound_id, target, state, attempts, due_at, created_at, finished_at, reply from forwards "
+        "where $1::bigint is null or id < $1 order by id desc limit $2",
+        before,
+        limit,
+    )
+    return [ForwardShown(**dict(row)) for row in rows]
 
 
 async def claim(conn: PooledConnection, limit: int, lease_seconds: float) -> list[Forward]:
