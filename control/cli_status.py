@@ -41,6 +41,11 @@ def status_command(as_json: bool) -> None:
         facts([("PostgreSQL", found.postgresql), ("Redis", found.redis)])
         for title, columns, rows in _tables(found):
             table(title, columns, rows)
+        if found.received is not None:
+            facts([
+                ("received mail", f"{show(found.received.waiting)} waiting to be read"),
+                ("handled today", ", ".join(f"{show(count)} {outcome}" for outcome, count in found.received.today.items()) or "none"),
+            ])
         for sentence in found.trouble:
             say(f"trouble: {show(sentence)}")
     sys.exit(OK if found.ok else FAILED)

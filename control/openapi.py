@@ -110,6 +110,7 @@ def openapi_config() -> OpenAPIConfig:
             Tag("reports", "Progress and outcomes"),
             Tag("suppressions", "Addresses that must not be mailed"),
             Tag("bounces", "What operators say about refusals, and results that others report"),
+            Tag("inbound", "What came back: received mail, bounces, complaints"),
             Tag("users", "Users and API keys"),
             Tag("health", "For load balancers and operators"),
         ],

@@ -10,7 +10,8 @@ import msgspec
 from domain import states
 from domain.campaign import CampaignContent
 from domain.errors import Conflict, Invalid, NotFound
-from store import accounting, attachments, custom_headers, seeds, tracking
+from domain.feedback import REMOTE_BOUNCE
+from store import accounting, attachments, custom_headers, feedback, seeds, tracking
 from store.postgres import Pool, PooledConnection, transaction
 
 
@@ -81,7 +82,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecipientStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one recipient, with every attempt."""
+    """What became of one recipient, with every attempt. A report of failure after a delivery makes it bounced."""
 
     number: int
     subscriber_id: int
@@ -89,6 +90,7 @@ class RecipientStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     next_attempt_at: datetime | None
     attempts: list[Attempt]
+    feedback: list[feedback.FeedbackEvent]  # what came back later: bounces, complaints
 
 
 # What a caller may write of a draft
@@ -241,7 +243,7 @@ async def resume(pool: Pool, campaign_id: int) -> Campaign:
         following = states.RUNNING if prepared else states.PREPARING
         if campaign.state != states.PAUSED:
             raise Conflict(f"campaign {campaign_id} is {campaign.state}; only a paused one can be resumed")
-        return await _set_state(conn, campaign_id, following)
+        return await _set_state(conn, campaign_id, following, ", pause_reason = ''")
 
 
 async def cancel(pool: Pool, campaign_id: int) -> Campaign:
@@ -332,7 +334,10 @@ async def recipient(conn: PooledConnection, campaign_id: int, number: int | None
                 row["number"],
             )
         )
-    return RecipientStatus(**dict(row), state=state, next_attempt_at=due_at, attempts=attempts)
+    came_back = await feedback.events_of(conn, campaign_id, row["number"])
+    if state == states.DELIVERED and any(event.kind == REMOTE_BOUNCE for event in came_back):
+        state = states.BOUNCED  # its one terminal record stays what it is (P1): the report is an event of its own
+    return RecipientStatus(**dict(row), state=state, next_attempt_at=due_at, attempts=attempts, feedback=came_back)
 
 
 def _batch_state(row: asyncpg.Record | None) -> str:

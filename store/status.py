@@ -14,11 +14,13 @@ import redis.asyncio
 import redis.exceptions
 
 from domain.errors import Unavailable
+from domain.feedback import TROUBLESOME
 from store import redis_keys
 from store.postgres import Pool, connection
 
 TIMEOUT_SECONDS = 3.0
 _MAX_PROCESSES = 1000
+_MAIL_WAITS_SECONDS = 60.0  # longer than any group takes to be read
 _SILENT_SECONDS = 3.0  # an engine says every second that it lives
 
 T = TypeVar("T")
@@ -113,6 +115,17 @@ class CampaignStatus(msgspec.Struct, kw_only=True):
     suppressed: int
     cancelled: int
     queued: int
+    pause_reason: str = ""  # why Sluice paused it by itself
+
+
+class ReceivedStatus(msgspec.Struct, kw_only=True):
+    """Received mail. `today`: handled since midnight by what was done with it (words of `domain.feedback.OUTCOMES`)."""
+
+    waiting: int = 0
+    oldest_waiting_seconds: float = 0.0
+    refusals_waiting: int = 0  # refusals while sending whose consequences are not drawn yet; counted up to 100,000
+    today: dict[str, int] = {}
+    unprocessed_today: int = 0  # reports that could not be processed: unproven or unreadable
 
 
 class Status(msgspec.Struct, kw_only=True):
@@ -127,6 +140,7 @@ class Status(msgspec.Struct, kw_only=True):
     inbound_processes: list[InboundProcess]
     delivery_servers: list[ServerStatus]
     campaigns: list[CampaignStatus]
+    received: ReceivedStatus | None = None  # null for users: what comes in is the whole system's
 
 
 async def ping_postgresql(pool: Pool) -> str:
@@ -147,6 +161,9 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
     ages: dict[str, float | None] = {}
     postgresql, (database_rows, ages) = await _try(_from_postgresql(pool, user_id), (database, ages))
     servers, campaigns = database_rows
+    received = ReceivedStatus()
+    if postgresql == "ok" and user_id is None:
+        postgresql, received = await _try(_received(pool), received)
     redis_said, (engines, receivers) = await _try(_heartbeats(client), (engines, receivers))
     if postgresql == "ok":
         # A heartbeat outlives its engine by seconds; the table knows who has ended (None), and who was last seen when
@@ -166,9 +183,15 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
     trouble = [f"{name}: {said}" for name, said in (("PostgreSQL", postgresql), ("Redis", redis_said)) if said != "ok"]
     if not any(engine.state != "silent" for engine in engines) and redis_said == "ok":
         trouble.append("no engine is running: nothing is sent; start `sluice engine` or `sluice up`")
+    if received.oldest_waiting_seconds > _MAIL_WAITS_SECONDS:
+        trouble.append(
+            f"{received.waiting} received messages wait to be read, the oldest for {received.oldest_waiting_seconds:.0f} s: "
+            "start `sluice inbound`, or read its log"
+        )
     trouble += [f"engine {engine.id}: {sentence}" for engine in engines for sentence in engine.trouble]
     trouble += [f"inbound {process.id}: {sentence}" for process in receivers for sentence in process.trouble]
     trouble += [f"delivery server {s.name}: {s.sentence}" for s in server_states if s.state in ("suspended", "failing")]
+    trouble += [f"campaign {row['name']}: {row['pause_reason']}" for row in campaigns if row["pause_reason"]]
     if user_id is not None:
         # another user's servers and recipients are none of this one's business
         own = {row["id"] for row in servers}
@@ -187,6 +210,7 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
         inbound_processes=receivers,
         delivery_servers=server_states,
         campaigns=[_campaign(row) for row in campaigns],
+        received=received if user_id is None else None,
     )
 
 
@@ -224,6 +248,7 @@ async def _from_postgresql(
         )
         campaigns = await conn.fetch(
             "select c.id, c.user_id, c.name, c.state, c.delivery_server_id, c.recipients, "
+            "case when c.state = 'paused' then c.pause_reason else '' end as pause_reason, "
             "coalesce(sum(t.delivered), 0)::bigint as delivered, "
             "coalesce(sum(t.bounced), 0)::bigint as bounced, coalesce(sum(t.expired), 0)::bigint as expired, "
             "coalesce(sum(t.suppressed), 0)::bigint as suppressed, coalesce(sum(t.cancelled), 0)::bigint as cancelled "
@@ -237,6 +262,27 @@ async def _from_postgresql(
             "where seen_at > now() - interval '1 h'"
         )
     return (servers, campaigns), {row[0]: row[1] for row in engines}
+
+
+async def _received(pool: Pool) -> ReceivedStatus:
+    async with connection(pool, timeout_seconds=TIMEOUT_SECONDS) as conn:
+        row = await conn.fetchrow(
+            "select count(*) as waiting, coalesce(extract(epoch from now() - min(received_at)), 0)::float8 as oldest, "
+            "(select count(*) from (select from refusals limit 100000) r) as refusals from "
+            "(select received_at from inbound_messages where handled_at is null order by id limit 100000) m"
+        )
+        totals = await conn.fetch(
+            "select outcome, sum(messages)::bigint from inbound_totals where day = current_date group by 1 order by 1"
+        )
+    today = {total[0]: total[1] for total in totals}
+    assert row is not None
+    return ReceivedStatus(
+        waiting=row["waiting"],
+        oldest_waiting_seconds=round(row["oldest"], 1),
+        refusals_waiting=row["refusals"],
+        today=today,
+        unprocessed_today=sum(today.get(outcome, 0) for outcome in TROUBLESOME),
+    )
 
 
 async def _heartbeats(client: redis.asyncio.Redis) -> tuple[list[EngineStatus], list[InboundProcess]]:
