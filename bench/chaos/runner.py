@@ -224,6 +224,8 @@ class Runner:
             if not drafts:
                 rate = await self._under_way(scene)
             begun = True
+            if len(self.copies.of(load.number)) >= load.recipients:
+                scene.did_not_happen("all mail had been sent before it")
             await fault.inject(scene)
             if not scene.struck_at:
                 scene.strike()

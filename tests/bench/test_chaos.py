@@ -247,7 +247,7 @@ async def run_chaos(*options: str) -> tuple[int, str, str]:
 
 async def test_every_process_fault_once_breaks_no_promise() -> None:
     """What operators run as `sluice chaos --quick`: rows 1 to 10, 13, 36, 37 and 38 as far as they are faults of processes."""
-    code, out, err = await run_chaos("--quick", "--recipients", "1600", "--rate", "1200", "--json")
+    code, out, err = await run_chaos("--quick", "--recipients", "3200", "--rate", "800", "--json")
     assert code == 0, err
     results = json.loads(out)
     assert all(list(result) == list(Result.__struct_fields__) for result in results)
