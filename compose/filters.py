@@ -143,16 +143,6 @@ def _uniq(slow: Callable[..., Any]) -> Callable[..., Any]:
     return uniq
 
 
-def _round(slow: Callable[..., Any]) -> Callable[..., Any]:
-    def rounded(value: Any, *arguments: Any, **named: Any) -> Any:
-        if type(value) is str and "." in value and not arguments and not named:  # a custom field that looks like a fraction
-            with contextlib.suppress(ValueError):
-                return round(float(value))
-        return slow(value, *arguments, **named)
-
-    return rounded
-
-
 def register(env: Environment) -> None:
     """Put these filters over python-liquid's own of the same names."""
     env.add_filter("date", date)
@@ -160,5 +150,4 @@ def register(env: Environment) -> None:
     env.add_filter("replace", _before(env.filters["replace"], _replacement))
     env.add_filter("join", _before(env.filters["join"], _join))
     env.add_filter("strip_html", _before(env.filters["strip_html"], _markup))
-    env.add_filter("round", _round(env.filters["round"]))
     env.add_filter("uniq", _uniq(env.filters["uniq"]))

@@ -123,21 +123,35 @@ cdef extern from *:
         }
     }
 
-    static inline void sluice_hmac_text(const sluice_hmac *s, const unsigned char *text, size_t n, unsigned char *out) {
-        uint32_t h[8];
-        unsigned char inner[32];
-        size_t i;
-        memcpy(h, s->inner, 32);
-        for (i = 0; i + 64 <= n; i += 64) sluice_block(h, text + i, s->plain);
-        sluice_end(h, text + i, n, 64, s->plain);
-        for (i = 0; i < 8; i++) {
-            inner[4*i] = h[i] >> 24; inner[4*i+1] = h[i] >> 16; inner[4*i+2] = h[i] >> 8; inner[4*i+3] = h[i];
-        }
-        memcpy(h, s->outer, 32);
-        sluice_end(h, inner, 32, 64, s->plain);
+    static inline void sluice_words(const uint32_t *h, unsigned char *out) {   /* 32 octets, most significant first */
+        int i;
         for (i = 0; i < 8; i++) {
             out[4*i] = h[i] >> 24; out[4*i+1] = h[i] >> 16; out[4*i+2] = h[i] >> 8; out[4*i+3] = h[i];
         }
+    }
+
+    static inline void sluice_hmac_text(const sluice_hmac *s, const unsigned char *text, size_t n, unsigned char *out) {
+        uint32_t h[8];
+        unsigned char block[64];
+        size_t i;
+        memcpy(h, s->inner, 32);
+        if (n <= 55) {   /* nearly every token: one block, without the length of any text */
+            memset(block + n, 0, 64 - n);
+            memcpy(block, text, n);
+            block[n] = 0x80;
+            block[62] = (unsigned char)((64 + n) * 8 >> 8); block[63] = (unsigned char)((64 + n) * 8);
+            sluice_block(h, block, s->plain);
+        } else {
+            for (i = 0; i + 64 <= n; i += 64) sluice_block(h, text + i, s->plain);
+            sluice_end(h, text + i, n, 64, s->plain);
+        }
+        memset(block + 32, 0, 32);
+        sluice_words(h, block);
+        block[32] = 0x80;
+        block[62] = 3;   /* 96 octets are 768 bits */
+        memcpy(h, s->outer, 32);
+        sluice_block(h, block, s->plain);
+        sluice_words(h, out);
     }
     #endif
     """

@@ -43,6 +43,7 @@ cdef class Row:
     cdef readonly object subscriber_id
     cdef Names names
     cdef Slot* slot
+    cdef int email_slot, id_slot
     cdef list values, kept
     cdef Known* known
     cdef int known_count, known_room

@@ -237,6 +237,8 @@ cdef class Row:
         self.names = names
         self.slot = <Slot*>calloc(names.count + 1, sizeof(Slot))
         self.values = [_UNREAD] * names.count
+        self.email_slot = names.exact.get("email", -1)
+        self.id_slot = names.exact.get("id", -1)
         self.kept = []
         self.known = NULL
         self.known_count = self.known_room = 0
@@ -282,15 +284,13 @@ cdef class Row:
 
     cdef int own(self) except -1:
         """Address and id stand above fields of those names."""
-        number = self.names.exact.get("email", -1)
-        if number >= 0:
-            self.slot[<int>number].held = TEXT
-            self.slot[<int>number].start = utf8(self.email, &self.slot[<int>number].length)
-            self.values[number] = self.email
-        number = self.names.exact.get("id", -1)
-        if number >= 0:
-            self.slot[<int>number].held = OBJECT
-            self.values[number] = self.subscriber_id
+        if self.email_slot >= 0:
+            self.slot[self.email_slot].held = TEXT
+            self.slot[self.email_slot].start = utf8(self.email, &self.slot[self.email_slot].length)
+            self.values[self.email_slot] = self.email
+        if self.id_slot >= 0:
+            self.slot[self.id_slot].held = OBJECT
+            self.values[self.id_slot] = self.subscriber_id
         return 0
 
     cdef int scan(self) except -1:

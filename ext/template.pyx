@@ -11,6 +11,7 @@ Limits hold natively and in python-liquid alike: `Frame.charge` counts operation
 
 cimport cython
 
+from libc.math cimport rint
 from libc.string cimport memcmp
 
 from ext.body cimport Piece, Wire, put_plain, put_text, put_url, utf8

@@ -213,7 +213,7 @@ cdef class Both(Expression):
 
 
 cdef enum:  # filters with a short way for plain strings
-    ORDINARY, DEFAULT, ESCAPE
+    ORDINARY, DEFAULT, ESCAPE, ROUND
 
 cdef Py_ssize_t MEMO_ENTRIES = 8192, MEMO_CHARACTERS = 40
 
@@ -255,15 +255,26 @@ cdef class Filter:
             self.kind = DEFAULT
         elif name == "escape" and not arguments and not named and autoescape:
             self.kind = ESCAPE
+        elif name == "round" and not arguments and not named:
+            self.kind = ROUND
 
     cdef object apply(self, Frame frame, object value):
         cdef object answer
+        cdef double number
         cdef bint plain = type(value) is str
         if plain:
             if self.kind == DEFAULT:
                 return value if value else guard((<Expression>self.arguments[0]).value(frame))
             if self.kind == ESCAPE:
                 return markup_escape(value)
+            if self.kind == ROUND and "." in value and len(<str>value) <= MEMO_CHARACTERS:
+                try:
+                    number = float(<str>value)
+                except ValueError:
+                    return self.call(frame, value)
+                if -1e15 < number < 1e15:  # halves go to the even number, as Python rounds
+                    frame.count(1)
+                    return <long long>rint(number)
             if self.may_keep is not None and len(<str>value) <= MEMO_CHARACTERS:
                 answer = self.kept.get(value)
                 if answer is not None:

@@ -54,7 +54,7 @@ cdef class Output(Operation):
         self.slot = expression.slot
         if type(expression) is Filtered and len((<Filtered>expression).filters) == 1:
             only = (<Filtered>expression).filters[0]
-            if only.kind != ORDINARY and (<Filtered>expression).left.slot >= 0 and (only.kind == DEFAULT or self.place != PLAIN_TEXT):
+            if (only.kind == DEFAULT or only.kind == ESCAPE) and (<Filtered>expression).left.slot >= 0 and (only.kind == DEFAULT or self.place != PLAIN_TEXT):
                 self.slot = (<Filtered>expression).left.slot  # what the filter does to a text that is there, writing it does
 
     cdef int run(self, Frame frame) except -1:
@@ -135,14 +135,16 @@ cdef class Block(Operation):
     """Operations one after the other."""
 
     def __init__(self, list operations not None):
+        for operation in operations:
+            if not isinstance(operation, Operation):
+                raise TypeError(f"a block consists of operations, got {type(operation).__name__}")
         self.operations = operations
 
     cdef int run(self, Frame frame) except -1:
         cdef int answer
-        cdef Operation operation
         frame.count(len(self.operations))
-        for operation in self.operations:
-            answer = operation.run(frame)
+        for operation in self.operations:  # all of them are Operations: looked at once, when the block was made
+            answer = (<Operation>operation).run(frame)
             if answer:
                 return answer
         return ON
