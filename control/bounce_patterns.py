@@ -8,7 +8,7 @@ from litestar.params import JSONBody
 from control.guards import requires_admin
 from control.parameters import Id, one_line
 from control.services import Services
-from domain.bounce import CATEGORIES, BounceRules, Fault, stated_status
+from domain.bounce import CATEGORIES, Explained
 from domain.bounce_patterns import Pattern, checked, read_line
 from domain.errors import Invalid
 from store import bounce_patterns
@@ -49,24 +49,6 @@ class ReplyToExplain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     reply: str
     line: str = ""
-
-
-class Explained(msgspec.Struct, frozen=True, kw_only=True):
-    """How a reply is understood. `rule` is the one that decided, `pattern` what of it matched, `also` the later ones that match, too.
-
-    `bounce_pattern` is the operator's where one decided; then rule and pattern are what would decide without it.
-    """
-
-    category: str
-    fault: Fault
-    hard: bool
-    transient: bool
-    status: str | None
-    bounce_pattern: str | None
-    rule: str
-    pattern: str | None
-    seen_as: str
-    also: list[str]
 
 
 class BouncePatternController(Controller):
@@ -129,7 +111,7 @@ class BouncePatternController(Controller):
         if data.line:
             kept = rules.patterns.patterns if rules.patterns is not None else ()
             rules = rules.with_patterns([read_line(data.line, WORDS), *kept])
-        return explain(rules, data.reply)
+        return rules.explain(0, data.reply)
 
 
 def read_lines(lines: list[str]) -> list[Pattern]:
@@ -143,23 +125,3 @@ def read_lines(lines: list[str]) -> list[Pattern]:
         except Invalid as error:
             raise Invalid(f"line {number}", f"{error.field} {error.reason}") from None
     return found
-
-
-def explain(rules: BounceRules, reply: str) -> Explained:
-    """How `rules` understand a reply, and why."""
-    means = rules.classify(0, reply)
-    number = rules.patterns.first(0, reply) if rules.patterns is not None else None
-    bare = rules.with_patterns([]).classify(0, reply)
-    seen, matches = rules.explain(0, reply)
-    return Explained(
-        category=means.category,
-        fault=means.fault,
-        hard=means.hard,
-        transient=means.transient,
-        status=stated_status(0, reply),
-        bounce_pattern=None if number is None or rules.patterns is None else str(rules.patterns.patterns[number]),
-        rule=bare.rule,
-        pattern=matches[0][1] if matches else None,
-        seen_as=seen,
-        also=list(dict.fromkeys(name for name, _ in matches if name not in (bare.rule, "other"))),
-    )

@@ -11,6 +11,7 @@ import sys
 from control import (
     cli_base,
     cli_bench,
+    cli_bounces,
     cli_campaign,
     cli_chaos,
     cli_classify,
@@ -23,6 +24,7 @@ from control import (
     cli_sent,
     cli_servers,
     cli_status,
+    cli_suppress,
     cli_template,
 )
 from control.cli_base import EPILOG, FAILED, become, click, json_option, say
@@ -151,6 +153,7 @@ def completion(shell: str) -> None:
 
 for module in (
     cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos, cli_classify, cli_dkim, cli_template, cli_headers,
+    cli_suppress, cli_bounces,
     cli_messages,
     cli_sent,
     cli_inbound,

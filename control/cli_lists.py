@@ -1,10 +1,10 @@
-"""`sluice import`, `list`, `suppress` and `key`: recipients, who must not be mailed, and who may use the API."""
+"""`sluice import`, `list` and `key`: recipients, and who may use the API."""
 
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final
 
 from control.cli_base import EPILOG, Stores, call, click, convert, facts, find_by_name, json_option, say, table, with_stores, write_json
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from domain.import_rows import Format
     from store.imports import ImportReport
     from store.lists import List
-    from store.suppressions import Suppressed
     from store.users import ApiKey
 
 _BLOCK_BYTES: Final = 256 * 1024
@@ -87,7 +86,7 @@ async def import_file(stores: Stores, list_id: int, path: Path | None, form: str
     progress = _progress() if sys.stderr.isatty() else None
     kind: Format = "ndjson" if form == "ndjson" else "csv"
     try:
-        return await imports.run_import(stores.pool, stores.user_id, list_id, _blocks(path), kind, progress=progress)
+        return await imports.run_import(stores.pool, stores.user_id, list_id, blocks_of(path), kind, progress=progress)
     finally:
         if progress is not None:
             click.echo("\r\x1b[K", nl=False, err=True)
@@ -105,7 +104,7 @@ def _progress() -> Callable[[int, int], None]:
     return show
 
 
-async def _blocks(path: Path | None) -> AsyncIterator[bytes]:
+async def blocks_of(path: Path | None) -> AsyncIterator[bytes]:
     import asyncio
 
     file = sys.stdin.buffer if path is None else path.open("rb")
@@ -210,103 +209,6 @@ def list_list(as_json: bool) -> None:
         )
 
 
-# --- suppressions -------------------------------------------------------------------------------------------------------
-@click.group("suppress", epilog=EPILOG)
-def suppress_group() -> None:
-    """Addresses that must not be mailed."""
-
-
-_SCOPE_LIST = click.option("--list", "list_name", metavar="NAME", help="For one list only. Default: for all lists.")
-
-
-@suppress_group.command("add", epilog=EPILOG)
-@click.argument("addresses", nargs=-1, metavar="ADDRESS…")
-@click.option(
-    "--file", "file", type=click.File("r", encoding="utf-8"), help="One address a line (`-` = standard input), besides the arguments."
-)
-@click.option("--system", "system", is_flag=True, help="For all users of this installation.")
-@_SCOPE_LIST
-@click.option("--note", default="", help="Why; kept with the suppression.")
-@json_option
-def suppress_add(addresses: tuple[str, ...], file: "TextIO | None", system: bool, list_name: str | None, note: str,
-                 as_json: bool) -> None:  # fmt: skip
-    """Suppress addresses. Engines know within a second, also for what is queued already."""
-    given = list(addresses) + ([line.strip() for line in file if line.strip()] if file is not None else [])
-    if not given:
-        raise click.UsageError("name at least one address, or --file")
-    if system and list_name:
-        raise click.UsageError("--system and --list exclude each other")
-    added = with_stores(lambda stores: suppress(stores, given, system=system, list_name=list_name, note=note))
-    if as_json:
-        write_json({"given": len(given), "added": added})
-    else:
-        click.echo(f"{added:,} suppressed" + (f", {len(given) - added:,} were already" if len(given) > added else ""))
-
-
-async def suppress(stores: Stores, addresses: list[str], *, system: bool = False, list_name: str | None = None, note: str = "") -> int:
-    """Suppress addresses and tell the engines; returns how many are new. Raises Invalid naming the address, NotFound (list)."""
-    from domain import address
-    from store import postgres, suppressions
-
-    keys = [address.key(text, "address") for text in addresses]
-    list_id = (await find_list(stores, list_name)).id if list_name else None
-    async with postgres.transaction(stores.pool) as conn:
-        added = await suppressions.add(conn, None if system else stores.user_id, list_id, keys, "manual", note)
-    await stores.services.announce("suppressions")
-    return added
-
-
-@suppress_group.command("remove", epilog=EPILOG)
-@click.argument("address")
-@_SCOPE_LIST
-def suppress_remove(address: str, list_name: str | None) -> None:
-    """End every suppression of an address by us or by its recipient; --list ends that list's only."""
-
-    async def work(stores: Stores) -> int:
-        from domain.errors import NotFound
-        from store import postgres, suppressions
-
-        list_id = (await find_list(stores, list_name)).id if list_name else None
-        found = [entry for entry in await _check(stores, address, list_name) if list_name is None or entry.list_id == list_id]
-        if not found:
-            raise NotFound("suppression of", address)
-        async with postgres.transaction(stores.pool) as conn:
-            for entry in found:
-                await suppressions.remove(conn, None, entry.id)
-        await stores.services.announce("suppressions")
-        return len(found)
-
-    click.echo(f"{with_stores(work)} removed; the address may be mailed again")
-
-
-@suppress_group.command("check", epilog=EPILOG)
-@click.argument("address")
-@_SCOPE_LIST
-@json_option
-def suppress_check(address: str, list_name: str | None, as_json: bool) -> None:
-    """Tell whether an address is suppressed, by whom and why."""
-    found = with_stores(lambda stores: _check(stores, address, list_name))
-    if as_json:
-        write_json({"suppressed": bool(found), "suppressions": found})
-    elif found:
-        table(
-            "suppressed",
-            ("scope", "reason", "note", "since"),
-            ((entry.scope, entry.reason, entry.note, entry.created_at) for entry in found),
-        )
-    else:
-        click.echo("not suppressed")
-
-
-async def _check(stores: Stores, text: str, list_name: str | None) -> "list[Suppressed]":
-    from domain import address
-    from store import postgres, suppressions
-
-    list_id = (await find_list(stores, list_name)).id if list_name else None
-    async with postgres.connection(stores.pool) as conn:
-        return await suppressions.check(conn, stores.user_id, list_id, address.key(text, "address"))
-
-
 # --- API keys -----------------------------------------------------------------------------------------------------------
 @click.group("key", epilog=EPILOG)
 def key_group() -> None:
@@ -375,4 +277,4 @@ def key_revoke(key_id: int) -> None:
     click.echo(f"key {key_id} revoked")
 
 
-COMMANDS: Final = (import_command, list_group, suppress_group, key_group)
+COMMANDS: Final = (import_command, list_group, key_group)

@@ -84,6 +84,25 @@ class _RulesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: list[Rule]
 
 
+class Explained(msgspec.Struct, frozen=True, kw_only=True):
+    """How a reply is understood, and why. `status` is what it states, never invented; `seen_as` what the rules' patterns are tried on.
+
+    `rule` is the one that decides, `pattern` what of it matches, `also` the later rules that match, too. `bounce_pattern` is the
+    operator's that comes before them all, where one matches: then `rule` is the one that would decide without it.
+    """
+
+    category: str
+    fault: Fault
+    hard: bool
+    transient: bool
+    status: str | None
+    bounce_pattern: str | None
+    rule: str
+    pattern: str | None
+    seen_as: str
+    also: list[str]
+
+
 class BounceRules:
     """An ordered, compiled set of rules."""
 
@@ -143,13 +162,25 @@ class BounceRules:
         first: int = min(matches)
         return self._classes[permanent][self._owner[first]], permanent
 
-    def explain(self, code: int, text: str) -> tuple[str, list[tuple[str, str]]]:
-        """Why `classify` answers what it does: the reply as patterns see it; name and pattern of all that match, the deciding one first."""
+    def explain(self, code: int, text: str) -> Explained:
+        """Why `classify` answers what it does."""
+        means = self.classify(code, text)
+        number = None if self.patterns is None else self.patterns.first(code, text)
         subject, _ = readable(code, text)
         matches = sorted(self._set.Match(subject))
-        return subject.decode("utf-8", "replace").strip(), [
-            (self.rules[self._owner[match]].name, self._sources[match]) for match in matches
-        ]
+        names = [self.rules[self._owner[match]].name for match in matches]
+        return Explained(
+            category=means.category,
+            fault=means.fault,
+            hard=means.hard,
+            transient=means.transient,
+            status=stated_status(code, text),
+            bounce_pattern=None if self.patterns is None or number is None else str(self.patterns.patterns[number]),
+            rule=names[0] if names else "",
+            pattern=self._sources[matches[0]] if matches else None,
+            seen_as=subject.decode("utf-8", "replace").strip(),
+            also=[name for name in dict.fromkeys(names) if name not in (names[0], "other")],
+        )
 
 
 def _class_of(rule: Rule, permanent: bool) -> BounceClass:

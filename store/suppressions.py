@@ -135,6 +135,16 @@ async def check(conn: PooledConnection, user_id: int, list_id: int | None, email
     return [Suppressed(**dict(row)) for row in rows]
 
 
+async def of_key(conn: PooledConnection, user_id: int, email_key: str) -> list[Suppressed]:
+    """The suppressions of this very key, not of patterns that cover it: the system's and the user's, for all lists and for any."""
+    rows = await conn.fetch(
+        f"select {_COLUMNS} from suppressions where email_key = $2 and removed_at is null and coalesce(user_id, 0) in (0, $1) order by id",
+        user_id,
+        email_key,
+    )
+    return [Suppressed(**dict(row)) for row in rows]
+
+
 async def list_suppressions(
     conn: PooledConnection, user_id: int | None, list_id: int | None, after: int, limit: int, reason: Reason | None = None
 ) -> list[Suppressed]:
