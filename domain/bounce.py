@@ -1,7 +1,8 @@
 """Why a server refused: BounceClass, BounceRules and `classify`, used alike for replies and for delivery reports.
 
-The rules are data (`config/bounce_rules.toml`): an ordered list, the first that matches wins. All of them are one RE2 set, so a reply is
-read once, in time linear in its length, whatever the peer wrote in it; a pattern that RE2 cannot run is refused when the rules are read.
+The rules are data (`config/bounce_rules.toml`): an ordered list, the first that matches wins. They are a few RE2 sets, so a
+reply is read a few times at most, in time linear in its length, whatever the peer wrote in it; a pattern that RE2 cannot run is refused
+when the rules are read.
 """
 
 import copy
@@ -43,6 +44,11 @@ CATEGORIES: Final[dict[str, Fault]] = {
     "virus-related": "content",
 }
 HARD_CATEGORIES: Final = frozenset({"bad-mailbox", "bad-domain", "inactive-mailbox"})
+
+# Several automata one after the other instead of one: for a reply they cost the same, since most match in the first; for a text made of
+# all the words that rules look for each has far fewer states to be built of, which is what such a text costs
+_SETS: Final = 4
+_SET_MEMORY: Final = 16 << 20
 
 _STATUS = re.compile(r"([245])(?<![\d.].)\.\d{1,2}\.\d{1,3}(?!\.?\d)", re.ASCII)
 # Every repetition is bounded: on the 512 bytes we keep of a reply even the worst text costs microseconds
@@ -111,27 +117,38 @@ class BounceRules:
         self.rules = tuple(rules)
         self._sources: list[str] = []
         self._owner: list[int] = []  # pattern number -> rule number; ascending, so the lowest match is the first rule
-        options = re2.Options()
-        options.case_sensitive = False
-        options.max_mem = 64 << 20  # upper limit of the automaton's cache, not an allocation
-        options.log_errors = False
-        self._set = re2.Set.SearchSet(options)
         for number, rule in enumerate(self.rules):
             if rule.category not in CATEGORIES:
                 raise Invalid(f"rule {rule.name}", "category is none of PowerMTA's", rule.category)
             for pattern in _patterns(rule, words):
-                try:
-                    self._set.Add(pattern)
-                except re2.error as failure:
-                    raise Invalid(f"rule {rule.name}", f"RE2 refuses the pattern: {failure}", pattern) from None
                 self._owner.append(number)
                 self._sources.append(pattern)
-        self._set.Compile()
+        self._sets = self._compiled()
         self._classes: dict[bool, list[BounceClass]] = {
             permanent: [_class_of(rule, permanent) for rule in self.rules] for permanent in (False, True)
         }
         self.patterns: BouncePatterns | None = None
         self.classify = functools.lru_cache(maxsize=8192)(self._classify)
+
+    def _compiled(self) -> list[tuple[int, re2.Set]]:
+        """The patterns as RE2 sets in their order, each with the number of its first. Raises Invalid naming the rule."""
+        sets = []
+        size = -(-len(self._sources) // _SETS)
+        for start in range(0, len(self._sources), max(1, size)):
+            options = re2.Options()
+            options.case_sensitive = False
+            options.max_mem = _SET_MEMORY  # upper limit of the automaton's cache, not an allocation
+            options.log_errors = False
+            group = re2.Set.SearchSet(options)
+            for number in range(start, min(start + size, len(self._sources))):
+                try:
+                    group.Add(self._sources[number])
+                except re2.error as failure:
+                    rule = self.rules[self._owner[number]].name
+                    raise Invalid(f"rule {rule}", f"RE2 refuses the pattern: {failure}", self._sources[number]) from None
+            group.Compile()
+            sets.append((start, group))
+        return sets
 
     def with_patterns(self, patterns: Sequence[Pattern]) -> "BounceRules":
         """The same rules behind patterns of the operator. Raises Invalid where one of those is refused."""
@@ -156,18 +173,17 @@ class BounceRules:
 
     def _by_rules(self, code: int, text: str) -> tuple[BounceClass, bool]:
         subject, permanent = readable(code, text)
-        matches = self._set.Match(subject)
-        if not matches:
-            return BounceClass("other", "infrastructure", hard=False), permanent
-        first: int = min(matches)
-        return self._classes[permanent][self._owner[first]], permanent
+        for start, group in self._sets:
+            if matches := group.Match(subject):
+                return self._classes[permanent][self._owner[start + min(matches)]], permanent
+        return BounceClass("other", "infrastructure", hard=False), permanent
 
     def explain(self, code: int, text: str) -> Explained:
         """Why `classify` answers what it does."""
         means = self.classify(code, text)
         number = None if self.patterns is None else self.patterns.first(code, text)
         subject, _ = readable(code, text)
-        matches = sorted(self._set.Match(subject))
+        matches = sorted(start + match for start, group in self._sets for match in group.Match(subject))
         names = [self.rules[self._owner[match]].name for match in matches]
         return Explained(
             category=means.category,

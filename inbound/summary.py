@@ -97,4 +97,4 @@ def _shown(failures: tuple[Failure, ...]) -> tuple[About, ...]:
 
 def clean(text: str, most: int = 512) -> str:
     """One line without control characters, at most `most` characters and 512 octets."""
-    return one_line(text[:most].encode("utf-8", "replace"))
+    return one_line(text[:most].encode("utf-8", "replace")).strip()
