@@ -133,6 +133,14 @@ class Mail(_Section, frozen=True):
     forbidden_from: tuple[str, ...] = ()  # From addresses nobody may use; * stands for anything
 
 
+class Preflight(_Section, frozen=True):
+    """What providers would object to, looked at before a campaign starts."""
+
+    hold_start: Literal["never", "content", "all"] = "content"  # what may hold a start: nothing, the samples, the samples and the DNS
+    nameservers: tuple[str, ...] = ()  # IP addresses, `address@port` where it is not 53; empty: those of the machine
+    timeout_seconds: Seconds = 5.0
+
+
 class Settings(_Section, frozen=True):
     """All of them."""
 
@@ -146,3 +154,4 @@ class Settings(_Section, frozen=True):
     control: Control = Control()
     inbound: Inbound = Inbound()
     mail: Mail = Mail()
+    preflight: Preflight = Preflight()

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from compose import markup
 from compose.campaign import check
+from control import preflight
 from control.guards import Caller
 from control.parameters import MAX_ID, Before, Id, Limit, Page, given, one_line
 from control.services import Services
@@ -139,14 +140,23 @@ class CampaignController(Controller):
             await campaigns.delete(conn, caller.sees, campaign_id)
 
     @post("/{campaign_id:int}/start", operation_id="startCampaign", summary="Start a campaign", status_code=200)
-    async def start(self, campaign_id: Id, caller: NamedDependency[Caller], services: NamedDependency[Services]) -> Campaign:
+    async def start(
+        self,
+        campaign_id: Id,
+        caller: NamedDependency[Caller],
+        services: NamedDependency[Services],
+        force: Annotated[bool, QueryParameter(description="Start although pre-flight found something blocking.")] = False,
+    ) -> Campaign:
         """Its recipients are those subscribed now, with their data as it stands now. Starting twice is fine.
 
-        Once this is answered, every one of them gets an outcome, whatever process dies.
+        Held where pre-flight finds something blocking (`preflight.hold_start`), unless forced. Once this is answered, every one of
+        them gets an outcome, whatever process dies.
         """
         async with connection(services.pool) as conn:
             campaign = await campaigns.get(conn, caller.sees, campaign_id)
             destinations = await check_content(conn, services, campaign) if campaign.state == "draft" else ()
+        if campaign.state == "draft" and not force:
+            await preflight.hold(services, campaign_id)
         campaign = await campaigns.start(services.pool, campaign_id, campaign.version, destinations)
         await services.announce("campaigns")
         return campaign

@@ -21,6 +21,7 @@ from control import (
     cli_journal,
     cli_lists,
     cli_messages,
+    cli_preflight,
     cli_sent,
     cli_servers,
     cli_status,
@@ -155,6 +156,7 @@ for module in (
     cli_lists, cli_servers, cli_campaign, cli_status, cli_journal, cli_bench, cli_chaos, cli_classify, cli_dkim, cli_template, cli_headers,
     cli_suppress, cli_bounces,
     cli_messages,
+    cli_preflight,
     cli_sent,
     cli_inbound,
 ):  # fmt: skip

@@ -145,8 +145,9 @@ def campaign_detach(campaign_id: int, attachment_id: int) -> None:
 @campaign_group.command("start", epilog=EPILOG)
 @_CAMPAIGN
 @click.option("--wait", is_flag=True, help="Wait until every recipient has its end, and show progress.")
+@click.option("--force", is_flag=True, help="Start it although pre-flight found something blocking.")
 @json_option
-def campaign_start(campaign_id: int, wait: bool, as_json: bool) -> None:
+def campaign_start(campaign_id: int, wait: bool, force: bool, as_json: bool) -> None:
     """Start a draft. Its list is taken as it stands now; who is added later is not part of it.
 
     With --wait the command may be interrupted (Ctrl-C): the campaign goes on.
@@ -155,7 +156,7 @@ def campaign_start(campaign_id: int, wait: bool, as_json: bool) -> None:
     async def work(stores: Stores) -> "Progress":
         from control import campaigns as api
 
-        await call(stores, api.CampaignController.start, campaign_id=campaign_id)
+        await call(stores, api.CampaignController.start, campaign_id=campaign_id, force=force)
         return await (_wait(stores, campaign_id) if wait else _progress(stores, campaign_id))
 
     _show_progress(with_stores(work), as_json)

@@ -28,3 +28,24 @@ def test_a_message_is_sent_and_shown(sluice: Sluice, tmp_path: Path) -> None:
     assert "recipients[3].email" in wrong.stderr
     assert sluice(*usual).returncode == 2
     assert sluice("message", "show", "99").returncode == 2
+
+
+def test_preflight_says_what_is_wrong_and_ends_with_1(sluice: Sluice, tmp_path: Path) -> None:
+    answer(sluice("server", "add", "relay", "--host", "127.0.0.1", "--port", "2526", "--security", "none", "--json"))
+    (tmp_path / "p.csv").write_text("email,city\nann@a.example,Rome\n")
+    (tmp_path / "t.txt").write_text("Hello {{ subscriber.city }}")
+    assert sluice("import", "p.csv", "--list", "L", "--create").returncode == 0
+    usual = ("campaign", "create", "--list", "L", "--server", "relay", "--subject", "x", "--text", "t.txt", "--json")
+    assert isinstance(made := answer(sluice(*usual, "--name", "a", "--from-email", "me@gmail.com")), dict)
+    done = sluice("preflight", str(made["id"]), "--no-dns")
+    assert done.returncode == 1
+    assert "nobody but gmail.com may send" in done.stdout
+    assert "Microsoft: 550 5.7.515" in done.stdout
+    held = sluice("campaign", "start", str(made["id"]))
+    assert held.returncode == 2
+    assert "start with force" in held.stderr
+    assert sluice("campaign", "start", str(made["id"]), "--force").returncode == 0
+    assert isinstance(good := answer(sluice(*usual, "--name", "b", "--from-email", "me@shop.example")), dict)
+    found = answer(sluice("preflight", str(good["id"]), "--no-dns", "--json"))
+    assert isinstance(found, dict)
+    assert found["ready"]
