@@ -1,5 +1,6 @@
 """One template with given data, through the compiled path that messages take; for `sluice template render` and for trying things out."""
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -26,7 +27,8 @@ def render(template: str, data: Mapping[str, Any], *, html: bool = False, sender
         marked = link_rewriting.mark_addresses(template)
         if marked != template:
             compiled = liquid.compile_template(FIELD, marked, liquid.HTML, {}, tags.rewrite, Splicer(None))
-    scope = dict(data)
+    now = dt.datetime.now()
+    scope = {"now": now, "today": now.date(), **data}
     if tags.used:
         scope["subscriber"] = {"id": "", "email": "", **_mapping(data.get("subscriber"))}
     try:

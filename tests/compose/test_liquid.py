@@ -1,17 +1,21 @@
 """compose.liquid: compiled templates yield exactly what python-liquid yields, refuse what it refuses, and stay within limits."""
 
 import datetime as dt
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from compose import liquid
+from domain.campaign import Recipient
 from domain.errors import Invalid
+from tests.compose.test_campaign import COMPOSED_AT, campaign, parsed, said
 from tests.reference import liquid_alone
+from tests.reference.quoted_printable import normalised
 
 NOW = dt.datetime(2026, 3, 4, 5, 6, 7)
 
@@ -196,11 +200,44 @@ SOURCES = st.recursive(
 )
 
 
+DATA = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=7)
+
+
 @settings(max_examples=400, deadline=None)
-@given(SOURCES, st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=7))
+@given(SOURCES, DATA)
 @example("{% for i in subscriber.tags %}{% if i %}{% break %}{% endif %}{% endfor %}", {"tags": [None, 1]})
 def test_random_templates_and_data_yield_what_python_liquid_alone_yields(source, fields):
     assert_same(source, {**SCOPE, "subscriber": {"email": "a@b.example", "id": 1, **fields}})
+
+
+@pytest.mark.slow
+@settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(SOURCES, DATA)
+def test_a_hundred_thousand_random_templates_do(source, fields):
+    assert_same(source, {**SCOPE, "subscriber": {"email": "a@b.example", "id": 1, **fields}})
+
+
+@settings(max_examples=150, deadline=None)
+@given(SOURCES, DATA)
+@example("{{ subscriber.city }}{{ subscriber.city | upcase }}{{ subscriber.points | round }}", {"city": "\"\\é", "points": "2.5"})
+@example("{% if subscriber.plan == 'team' %}=<{{ subscriber.plan }}{% endif %}", {"plan": "team"})
+@example("{{ subscriber.points }}|{{ subscriber.points | default: 'd' }}", {"points": 10**20})
+def test_a_message_says_what_python_liquid_alone_says(source, fields):
+    """In a message the fields are read where they stand in the data, and text is encoded as it is written."""
+    to = Recipient(3, 17, "ann@shore.example", json.dumps(fields).encode())
+    for html in (True, False):
+        try:
+            made = campaign(subject="s", text="" if html else source + ".", html=source + "." if html else "")
+        except Invalid:
+            assert outcome(lambda html=html: liquid_alone.render(source, SCOPE, html=html))[0] == "refused"
+            continue
+        scope = made.scope(to, composed_at=COMPOSED_AT)
+        expected = outcome(lambda html=html, scope=scope: liquid_alone.render(source + ".", scope, html=html))
+        [answer] = made.build([to], composed_at=COMPOSED_AT, attempt=1)
+        if isinstance(answer, Invalid):
+            assert expected[0] == "refused", (source, answer)
+        else:
+            assert ("text", said(parsed(answer[2]))) == (expected[0], normalised(expected[1]) + "\n"), (source, html)
 
 
 @pytest.mark.parametrize(
