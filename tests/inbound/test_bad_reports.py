@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from domain.reply import one_line
+from store import batch_queue, redis_keys
 from store.postgres import Pool
 from tests.inbound import mails
 from tests.inbound.conftest import World
@@ -217,6 +218,24 @@ async def test_27_the_same_bounce_fifty_times_is_one_event(door: Door, world: Wo
     assert [row["outcome"] for row in rows].count("acted") == 1
     assert await door.pool.fetchval("select count(*) from feedback") == 1
     assert await door.pool.fetchval("select count(*) from suppressions") == 1
+
+
+async def test_engines_are_told_of_a_proven_bounce_soon_after_its_250(door: Door, world: World, redis_url: str) -> None:
+    client = batch_queue.connect(redis_url, 5.0)
+    async with client.pubsub() as changes:
+        await changes.subscribe(redis_keys.CHANGES)
+        while (await changes.get_message(timeout=5.0) or {}).get("type") != "subscribe":
+            pass
+        assert (await door.deliver(mails.dsn(world), world.return_path()))[0].startswith("250")
+        answered = time.monotonic()
+        async with asyncio.timeout(10):
+            while (message := await changes.get_message(ignore_subscribe_messages=True, timeout=10.0)) is None:
+                pass
+        took = time.monotonic() - answered
+    await client.aclose()
+    assert message["data"] == b"suppressions"
+    assert await door.pool.fetchval("select count(*) from suppressions") == 1  # it was committed before the word
+    assert took < 5, took  # 0.2 s on an idle machine; engines then read what changed at once
 
 
 async def test_28_complaints_without_proof_suppress_nobody(door: Door, world: World) -> None:
