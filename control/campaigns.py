@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from compose import markup
 from compose.campaign import check
-from control import preflight
+from control import dkim, preflight
 from control.guards import Caller
 from control.parameters import MAX_ID, Before, Id, Limit, Page, given, one_line
 from control.services import Services
@@ -202,6 +202,7 @@ async def check_content(conn: PooledConnection, services: Services, campaign: Ca
     """
     content = await campaigns.content(conn, campaign.id)
     server = await egress.get(conn, campaign.user_id, campaign.delivery_server_id)
+    await dkim.check_owner(conn, campaign.user_id, content, server)
     # in a thread: a large template takes a while to compile, and other requests need not wait for it
     return await asyncio.to_thread(check, content, server, services.keyring, services.settings.inbound.public_url, services.settings.mail)
 

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
-from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, say, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, convert, facts, fail, json_option, say, table, with_stores, write_json
 
 if TYPE_CHECKING:
-    from control.dkim import DkimKeyShown
+    from control.dkim import DkimKeyShown, DkimRecordCheck
 
 _DOMAIN = click.argument("domain", metavar="DOMAIN")
 _SELECTOR = click.argument("selector", metavar="SELECTOR")
@@ -109,16 +109,39 @@ def dkim_show(domain: str, selector: str, as_json: bool) -> None:
 @_DOMAIN
 @_SELECTOR
 @json_option
-def dkim_activate(domain: str, selector: str, as_json: bool) -> None:
+@click.option("--check", is_flag=True, help="Only if the DNS shows its record.")
+def dkim_activate(domain: str, selector: str, as_json: bool, check: bool) -> None:
     """Sign with this key from now on. The key of its kind that signed so far retires; leave its record published for a week."""
 
     async def work(stores: Stores) -> "DkimKeyShown":
         from control import dkim as api
 
         key = await _find(stores, domain, selector)
-        return await call(stores, api.DkimKeyController.activate, key_id=key.id)  # type: ignore[no-any-return]
+        return await call(stores, api.DkimKeyController.activate, key_id=key.id, check=check)  # type: ignore[no-any-return]
 
     _show(with_stores(work), as_json)
+
+
+@dkim_group.command("check", epilog=EPILOG)
+@_DOMAIN
+@_SELECTOR
+@json_option
+def dkim_check(domain: str, selector: str, as_json: bool) -> None:
+    """Look for the record of a key in the DNS. Exit code 1 when it is not there, or says something else."""
+
+    async def work(stores: Stores) -> "DkimRecordCheck":
+        from control import dkim as api
+
+        key = await _find(stores, domain, selector)
+        return await call(stores, api.DkimKeyController.check, key_id=key.id)  # type: ignore[no-any-return]
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+    if not found.published:
+        fail(f"{found.record_name} {found.says}")
+    if not as_json:
+        click.echo(f"{found.record_name} {found.says}")
 
 
 @dkim_group.command("retire", epilog=EPILOG)

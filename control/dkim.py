@@ -9,15 +9,19 @@ from litestar import Controller, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 
-from compose import dkim_keys
+from compose import dkim_keys, header_rules
 from control.guards import Caller
+from control.name_server import NameServer
 from control.parameters import After, Id, Limit, Page
 from control.services import Services
 from domain import address, dkim
+from domain.campaign import CampaignContent
 from domain.dkim import Algorithm, DkimKey, State
-from domain.errors import Invalid
+from domain.egress import DeliveryServer
+from domain.errors import Conflict, Invalid
+from domain.sender_domain import parents, same_key
 from store import dkim as stored
-from store.postgres import connection
+from store.postgres import PooledConnection, connection
 
 
 class DkimKeyCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,6 +56,17 @@ class DkimKeyShown(msgspec.Struct, frozen=True, kw_only=True):
     created_at: dt.datetime
     activated_at: dt.datetime | None
     retired_at: dt.datetime | None
+
+
+class DkimRecordCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What the DNS says of a key. `published` null: no name server answered; `found`: the TXT records under its name."""
+
+    key_id: int
+    record_name: str
+    published: bool | None
+    says: str
+    found: list[str]
+    verified_at: dt.datetime | None
 
 
 class DkimKeyController(Controller):
@@ -111,11 +126,27 @@ class DkimKeyController(Controller):
             return shown(await stored.get(conn, caller.sees, key_id))
 
     @post("/{key_id:int}/activate", operation_id="activateDkimKey", summary="Sign with this key", status_code=200)
-    async def activate(self, key_id: Id, caller: NamedDependency[Caller], services: NamedDependency[Services]) -> DkimKeyShown:
-        """Engines sign with it within a second; the key of its kind that signed so far retires. Publish its record first."""
+    async def activate(
+        self,
+        key_id: Id,
+        caller: NamedDependency[Caller],
+        services: NamedDependency[Services],
+        check: Annotated[bool, QueryParameter(description="Only if its record is in the DNS.")] = False,
+    ) -> DkimKeyShown:
+        """Engines sign with it within a second; the key of its kind that signed so far retires. Publish its record first.
+
+        With `check` it is refused (409) as long as the DNS does not show the record.
+        """
+        if check and not (found := await _look(services, caller, key_id)).published:
+            raise Conflict(f"{found.record_name} {found.says}; publish its record and try again")
         key = await stored.activate(services.pool, caller.sees, key_id)
         await services.announce("dkim")
         return shown(key)
+
+    @post("/{key_id:int}/check", operation_id="checkDkimKey", summary="Look for the record of a key in the DNS", status_code=200)
+    async def check(self, key_id: Id, caller: NamedDependency[Caller], services: NamedDependency[Services]) -> DkimRecordCheck:
+        """A record that is found proves that the domain is yours: from then on others cannot send from it."""
+        return await _look(services, caller, key_id)
 
     @post("/{key_id:int}/retire", operation_id="retireDkimKey", summary="Sign with this key no more", status_code=200)
     async def retire(self, key_id: Id, caller: NamedDependency[Caller], services: NamedDependency[Services]) -> DkimKeyShown:
@@ -128,6 +159,32 @@ class DkimKeyController(Controller):
     async def remove(self, key_id: Id, caller: NamedDependency[Caller], services: NamedDependency[Services]) -> None:
         """For good; refused while it signs."""
         await stored.delete(services.pool, caller.sees, key_id)
+
+
+async def _look(services: Services, caller: Caller, key_id: int) -> DkimRecordCheck:
+    async with connection(services.pool) as conn:
+        key = await stored.get(conn, caller.sees, key_id)
+    facts = await NameServer(services.settings.preflight).key(key)
+    published = None if facts.found is None else any(same_key(key.record, text) for text in facts.found)
+    if published:
+        says = "is published"
+    elif facts.found:
+        says = "holds another key"
+    else:
+        says = "could not be looked up: no name server answers" if facts.found is None else "is not in the DNS"
+    verified_at = None if published is None else await stored.note_record(services.pool, key.id, there=published)
+    return DkimRecordCheck(
+        key_id=key.id, record_name=key.record_name, published=published, says=says, found=list(facts.found or ()), verified_at=verified_at
+    )
+
+
+async def check_owner(conn: PooledConnection, user_id: int, content: CampaignContent, server: DeliveryServer) -> None:
+    """Raise Invalid when the From domain, or one above it, was proved to be somebody else's (bad input 43)."""
+    field, sender = header_rules.from_address(content, server)
+    domain = header_rules.address_octets(field, sender)[0].rpartition(b"@")[2].decode("ascii").lower()
+    theirs = await stored.foreign_domain(conn, user_id, parents(domain))
+    if theirs is not None:
+        raise Invalid(field, f"{theirs} belongs to another user of this system, who has proved it by a DNS record", sender)
 
 
 def shown(key: DkimKey) -> DkimKeyShown:

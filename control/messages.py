@@ -15,6 +15,7 @@ from litestar.params import JSONBody
 
 from compose.campaign import CompiledCampaign
 from compose.mail_headers import check_custom, custom_name
+from control import dkim
 from control.bodies import Refused, check_json
 from control.campaigns import checked
 from control.errors import FieldError, SeveralInvalid, field_error
@@ -204,6 +205,19 @@ class Taker:
         async with connection(self._services.pool) as conn:
             server, mailing_list = await self._references(conn)
             rules = await custom_headers.rules_for(conn, self._user_id, data.delivery_server_id, data.mail_class)
+            content = self._content(fields, rules, recipient_headers, server, mailing_list)
+            await dkim.check_owner(conn, self._user_id, content, server)
+        settings = self._services.settings
+        self._compiled = await asyncio.to_thread(
+            CompiledCampaign, content, server, self._services.keyring, settings.inbound.public_url, mail=settings.mail
+        )
+
+    def _content(
+        self, fields: dict[str, Any], rules: tuple[tuple[str, str], ...], recipient_headers: set[str],
+        server: DeliveryServer, mailing_list: lists.List | None,
+    ) -> CampaignContent:  # fmt: skip
+        """What is checked and composed, and with it where it goes and what is stored of it."""
+        data = self._data
         list_id = mailing_list.id if mailing_list else None
         self.target = Target(user_id=self._user_id, delivery_server_id=server.id, mail_class=data.mail_class, list_id=list_id)
         self.part = Part(
@@ -211,19 +225,15 @@ class Taker:
             track_links=data.track_links,
             track_opens=data.track_opens,
             headers=self._headers(rules, recipient_headers),
-            **fields,  # type: ignore[arg-type]
+            **fields,
         )
         self._names = frozenset(recipient_headers)
-        content = CampaignContent(
+        return CampaignContent(
             id=1, version=1, part=1, user_id=self._user_id, list_id=list_id or 0, delivery_server_id=server.id,
             list_name=mailing_list.name if mailing_list else "", list_sender_email=mailing_list.sender_email if mailing_list else "",
             list_sender_name=mailing_list.sender_name if mailing_list else "", queued_at=0.0, mail_class=data.mail_class,
             **{name: getattr(self.part, name) for name in self.part.__struct_fields__},
         )  # fmt: skip
-        settings = self._services.settings
-        self._compiled = await asyncio.to_thread(
-            CompiledCampaign, content, server, self._services.keyring, settings.inbound.public_url, mail=settings.mail
-        )
 
     async def _references(self, conn: PooledConnection) -> tuple[DeliveryServer, lists.List | None]:
         server_id, list_id = self._data.delivery_server_id, self._data.list_id

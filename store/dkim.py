@@ -1,6 +1,8 @@
 """DKIM keys: kept sealed, found by domain. Every change of what signs raises dkim_version in its own transaction."""
 
 from collections.abc import Callable
+from datetime import datetime
+from typing import cast
 
 import asyncpg
 
@@ -92,6 +94,28 @@ async def list_keys(conn: PooledConnection, user_id: int | None, domain: str | N
         limit,
     )
     return [DkimKey(**row) for row in rows]
+
+
+async def note_record(pool: Pool, key_id: int, *, there: bool) -> datetime | None:
+    """Keep whether the record of a key is in the DNS; returns since when it is known to be, None if it is not."""
+    return cast(
+        datetime | None,
+        await pool.fetchval(
+            "update dkim_keys set verified_at = case when $2 then now() end where id = $1 returning verified_at", key_id, there
+        ),
+    )
+
+
+async def foreign_domain(conn: PooledConnection, user_id: int, domains: list[str]) -> str | None:
+    """The first of `domains`, best first, that others have proved to be theirs by a record in its DNS and this user has not."""
+    rows = await conn.fetch(
+        "select domain, bool_or(user_id = $1) as own from dkim_keys where domain = any($2) and verified_at is not null group by domain",
+        user_id,
+        domains,
+    )
+    proved = {row["domain"]: row["own"] for row in rows}
+    nearest = next((domain for domain in domains if domain in proved), None)
+    return nearest if nearest is not None and not proved[nearest] else None
 
 
 async def selectors(conn: PooledConnection, user_id: int, domain: str) -> set[str]:

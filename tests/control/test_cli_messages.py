@@ -36,7 +36,8 @@ def test_preflight_says_what_is_wrong_and_ends_with_1(sluice: Sluice, tmp_path: 
     (tmp_path / "t.txt").write_text("Hello {{ subscriber.city }}")
     assert sluice("import", "p.csv", "--list", "L", "--create").returncode == 0
     usual = ("campaign", "create", "--list", "L", "--server", "relay", "--subject", "x", "--text", "t.txt", "--json")
-    assert isinstance(made := answer(sluice(*usual, "--name", "a", "--from-email", "me@gmail.com")), dict)
+    made = answer(sluice(*usual, "--name", "a", "--from-email", "me@gmail.com"))
+    assert isinstance(made, dict)
     done = sluice("preflight", str(made["id"]), "--no-dns")
     assert done.returncode == 1
     assert "nobody but gmail.com may send" in done.stdout
@@ -45,7 +46,8 @@ def test_preflight_says_what_is_wrong_and_ends_with_1(sluice: Sluice, tmp_path: 
     assert held.returncode == 2
     assert "start with force" in held.stderr
     assert sluice("campaign", "start", str(made["id"]), "--force").returncode == 0
-    assert isinstance(good := answer(sluice(*usual, "--name", "b", "--from-email", "me@shop.example")), dict)
+    good = answer(sluice(*usual, "--name", "b", "--from-email", "me@shop.example"))
+    assert isinstance(good, dict)
     found = answer(sluice("preflight", str(good["id"]), "--no-dns", "--json"))
     assert isinstance(found, dict)
     assert found["ready"]
