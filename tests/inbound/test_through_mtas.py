@@ -238,7 +238,8 @@ async def test_what_a_real_mta_brings_back_ends_where_it_belongs(fleet: Machine,
     assert {kind: row["outcome"] for kind, row in found.items()} == {"arf": "acted", "unsubscribe": "acted", "reply": "kept"}, [
         (row["kind"], row["outcome"], row["reason"]) for row in rows[5:]
     ]
-    states = dict(await pool.fetch("select split_part(email, '@', 1), state from subscribers where email ~ '^p2[1234]@'"))
+    rows = await pool.fetch("select split_part(email, '@', 1) as name, state from subscribers where email ~ '^p2[1234]@'")
+    states = {row["name"]: row["state"] for row in rows}
     assert states == {"p21": "unsubscribed", "p22": "unsubscribed", "p23": "subscribed", "p24": "subscribed"}
     assert await pool.fetchval("select count(*) from suppressions where reason = 'complained'") == 1
 
