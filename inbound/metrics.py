@@ -9,23 +9,27 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from inbound.worker import Worker
+from journal.feedback_files import FeedbackFiles
 from journal.visits import Visits
 
 
 class Status:
     """Gathers the state of one inbound process; `heartbeat` is what is published, a JSON object."""
 
-    def __init__(self, process_id: str, node: str, worker: Worker, visits: Visits) -> None:
+    def __init__(self, process_id: str, node: str, worker: Worker, visits: Visits, files: FeedbackFiles) -> None:
         self.id = process_id
         self._node = node
         self._worker = worker
         self._visits = visits
+        self._files = files
         self._started = time.time()
 
     def heartbeat(self) -> dict[str, Any]:
         """Counters since the start."""
         visits = self._visits
         trouble = [self._worker.trouble, f"opens and clicks wait on disk: {visits.trouble}" if visits.trouble else ""]
+        if self._files.trouble:
+            trouble.append(f"bounces and complaints are not in the accounting files: {self._files.trouble}")
         if visits.lost:
             trouble.append(f"{visits.lost} opens and clicks were lost since the start: {visits.lost_because}")
         return {

@@ -17,16 +17,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import asyncpg
 import msgspec
 
-from domain.errors import Unavailable
+from domain.errors import JournalError
 from ext.accounting_lines import csv_line, status_text
 from journal.accounting_files import next_file
 from journal.segments import JournalOwned, take_lock
 from store import bounces
 from store.bounces import Written
 from store.postgres import Pool, connection
+from store.trouble import STORE_ERRORS, sentence
 
 CURSOR_NAME: Final = "feedback_files.cursor"
 MOST_AT_ONCE: Final = 1000
@@ -41,6 +41,8 @@ FEEDBACK_COLUMNS: Final = (
     "type", "timeLogged", "repSourceIp", "feedbackType", "format", "userAgent", "envId", "orig", "rcpt", "reportingMta", "dlvSourceIp",
     "reportedDomain", "header_From", "header_Return-Path", "header_X-job", "header_Subject", "header_To", "header_X-FBLId",
 )  # fmt: skip
+
+_EXPECTED: Final[tuple[type[Exception], ...]] = (JournalError, msgspec.MsgspecError, *STORE_ERRORS)
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +89,11 @@ class FeedbackFiles:
         while True:
             try:
                 busy = await self.flush(pool)
-            except (OSError, Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except _EXPECTED as error:
                 pause, busy = min(_LONGEST_PAUSE_SECONDS, 2 * pause), False
                 if not self.trouble:
                     _log.warning("bounces and complaints are in PostgreSQL but not in the accounting files: %s", error)
-                self.trouble = str(error) or type(error).__name__
+                self.trouble = sentence(error)
                 self.close()
             else:
                 pause, self.trouble = self._interval_seconds, ""

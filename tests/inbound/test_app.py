@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from inbound import handling, metrics
 from inbound.worker import Worker
+from journal.feedback_files import FeedbackFiles
 from journal.visits import Visits
 from store import bounces, status
 from store.postgres import Pool
@@ -156,7 +157,8 @@ async def test_a_heartbeat_names_what_was_lost_and_why(tmp_path: Path, pool: Poo
     for number in range(3):
         visits.add(Visit(1, number, "o", 0, 1.5, "", "Mozilla/5.0"))
     worker = Worker(pool, handling.Keys(b"k" * 32, b"k" * 32), bounces.Rules(), tell)
-    said = metrics.Status("n:1", "n", worker, visits).heartbeat()
+    files = FeedbackFiles("n", tmp_path / "feedback", tmp_path / "remote.csv", tmp_path / "fbl.csv")
+    said = metrics.Status("n:1", "n", worker, visits, files).heartbeat()
     assert (said["visits_recorded"], said["visits_lost"]) == (1, 2)
     assert said["visits_waiting_bytes"] > 0
     assert said["trouble"] == ["2 opens and clicks were lost since the start: the disk budget for visits is used up"]
