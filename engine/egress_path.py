@@ -326,6 +326,7 @@ class EgressPath:
                     open=len(self.sessions),
                     connecting=len(self._connecting),
                     idle=len(idle),
+                    leaving=sum(s.protocol.quitting for s in self.sessions) if len(self.sessions) > self.max_connections else 0,
                     max_connections=self.max_connections,
                     retry_at=self.health.retry_at,
                     probing=probing,
@@ -335,7 +336,8 @@ class EgressPath:
                     idle_timeout=IDLE_TIMEOUT_SECONDS,
                 )
             )
-            for session in idle[: plan.close_idle]:
+            surplus = [*idle, *(s for s in self.sessions if not s.idle and not s.protocol.quitting)] if plan.close else []
+            for session in idle[: plan.close_idle] + surplus[: plan.close]:
                 self._waiting.discard(session)
                 session.quit()
             for _ in range(plan.open):

@@ -24,6 +24,7 @@ class PathView(msgspec.Struct, frozen=True):
     open: int
     connecting: int
     idle: int  # open connections with nothing in flight
+    leaving: int  # open connections that have been told to end
     max_connections: int  # this engine's share
     retry_at: float  # after a failed connection: not before
     probing: bool  # the server is failing, or has never been reached: one connection tries it
@@ -34,10 +35,14 @@ class PathView(msgspec.Struct, frozen=True):
 
 
 class Actions(msgspec.Struct, frozen=True):
-    """What to do now. `look_again_at` is the time of the next decision if nothing happens before."""
+    """What to do now. `look_again_at` is the time of the next decision if nothing happens before.
+
+    `close` counts any connections: the idle first, then such as have to finish something.
+    """
 
     open: int = 0
     close_idle: int = 0
+    close: int = 0
     look_again_at: float = float("inf")
 
 
@@ -50,23 +55,23 @@ def next_actions(view: PathView) -> Actions:
     """
     if not view.enabled or view.draining or view.max_connections == 0:
         return Actions(close_idle=view.idle)
-    surplus = max(0, view.open - view.max_connections)
+    surplus = max(0, view.open - view.leaving - view.max_connections)  # another engine has begun, or an operator has lowered the limit
     if view.ready:
         tokens_at = view.tokens_at if view.tokens_at > view.now else float("inf")
         if view.now < view.retry_at:
-            return Actions(close_idle=min(surplus, view.idle), look_again_at=min(view.retry_at, tokens_at))
+            return Actions(close=surplus, look_again_at=min(view.retry_at, tokens_at))
         worth = 1 + view.ready // MESSAGES_PER_NEW_CONNECTION
         target = min(view.max_connections, worth)
         wanted = max(0, target - view.open - view.connecting)
         if view.probing:
             wanted = min(wanted, 1 - min(1, view.probes))
-        return Actions(open=wanted, close_idle=min(surplus, view.idle), look_again_at=tokens_at)
+        return Actions(open=wanted, close=surplus, look_again_at=tokens_at)
     if view.idle:
         closes_at = view.idle_since + view.idle_timeout
         if view.now >= closes_at:
             return Actions(close_idle=view.idle)
-        return Actions(close_idle=min(surplus, view.idle), look_again_at=closes_at)
-    return Actions()
+        return Actions(close=surplus, look_again_at=closes_at)
+    return Actions(close=surplus)
 
 
 def backoff_seconds(failures: int, *, permanent: bool, connected: bool, jitter: float) -> float:

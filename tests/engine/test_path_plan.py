@@ -8,8 +8,8 @@ import pytest
 from engine.path_plan import OPERATOR_BACKOFF_SECONDS, Actions, PathView, backoff_seconds, next_actions
 
 QUIET = PathView(
-    now=100.0, enabled=True, draining=False, ready=0, open=0, connecting=0, idle=0, max_connections=10, retry_at=0.0, probing=False,
-    probes=0, tokens_at=0.0, idle_since=100.0, idle_timeout=10.0,
+    now=100.0, enabled=True, draining=False, ready=0, open=0, connecting=0, idle=0, leaving=0, max_connections=10, retry_at=0.0,
+    probing=False, probes=0, tokens_at=0.0, idle_since=100.0, idle_timeout=10.0,
 )  # fmt: skip
 
 
@@ -62,8 +62,10 @@ def test_idle_connections_are_kept_for_a_while_and_then_closed() -> None:
     assert next_actions(view(open=2, idle=2, idle_since=90.0)) == Actions(close_idle=2)
 
 
-def test_connections_beyond_a_lowered_limit_are_closed_when_idle() -> None:
-    assert next_actions(view(ready=500, open=10, idle=4, max_connections=8)).close_idle == 2
+def test_connections_beyond_a_lowered_limit_are_closed_once_each_however_busy_they_are() -> None:
+    assert next_actions(view(ready=500, open=10, max_connections=8)).close == 2
+    assert next_actions(view(ready=500, open=10, leaving=1, max_connections=8)).close == 1
+    assert next_actions(view(ready=500, open=10, leaving=2, max_connections=8)).close == 0
 
 
 def test_back_off_doubles_up_to_five_minutes_and_is_spread() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from store import batch_queue, status
 from store.postgres import Pool
 from tests.faults.peers import MODES, Fault, accepted, add_campaign, end_of, message_id, sentences, start_sink, verdict
 from tests.machine import Machine, until
@@ -152,3 +153,35 @@ async def test_tarpits_hung_and_lying_servers_do_not_slow_an_honest_one(machine:
         (await verdict(pool, campaign, accepted(honest.log))).must_hold()
     print(f"alone {seconds[0]:.2f} s, beside four bad servers {seconds[1]:.2f} s")  # noqa: T201
     assert seconds[1] < 2.0 * seconds[0] + 2.0
+
+
+async def test_a_lowered_limit_of_connections_holds_at_once_under_full_load(machine: Machine, pool: Pool) -> None:
+    sink = await start_sink(machine, "sink", (), "--reply-delay", "5")
+    await machine.engine()
+    campaign = await add_campaign(pool, Fault("narrowed", picked=0, recipients=6_000, limits={"max_connections": 12}), "data", sink.port)
+
+    async def connections() -> int:
+        client = batch_queue.connect(machine.environment["SLUICE_REDIS_URL"], 5.0)
+        try:
+            return sum(server.connections for server in (await status.gather(pool, client)).delivery_servers)
+        finally:
+            await client.aclose()
+
+    async def many() -> bool:
+        return await connections() == 12
+
+    async def few() -> bool:
+        return await connections() == 3
+
+    await until(many, "twelve connections", 20.0, machine)
+    await pool.execute("update delivery_servers set limits = limits || '{\"max_connections\": 3}', version = version + 1")
+    await pool.execute("update egress_version set version = version + 1")
+    await until(few, "three connections", 5.0, machine)
+    assert await pool.fetchval("select state from campaigns where id = $1", campaign) == "running", "still under load"
+    await pool.execute("update delivery_servers set limits = limits || '{\"max_connections\": 12}', version = version + 1")
+    await pool.execute("update egress_version set version = version + 1")
+    await end_of(pool, [campaign], 40.0)
+    found = await verdict(pool, campaign, accepted(sink.log))
+    found.must_hold()
+    assert set(found.kinds.values()) == {"d"}
+    assert set(found.copies.values()) == {1}
