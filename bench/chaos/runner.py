@@ -285,7 +285,8 @@ class Runner:
             await asyncio.sleep(1.0)
             copies.read()
             rate = copies.rate(time.monotonic() - 1.0, time.monotonic())
-            if rate >= min(FULL_LOAD, 0.8 * self.options.rate) or not self.options.rate:
+            enough = rate >= min(FULL_LOAD, 0.8 * self.options.rate) or not self.options.rate
+            if enough or 2 * len(copies.of(load.number)) > load.recipients:
                 break
         return rate
 
