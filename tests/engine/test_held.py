@@ -9,7 +9,7 @@ from engine.held import HeldBatch
 
 
 def make(count: int = 3) -> HeldBatch:
-    batch: Any = SimpleNamespace(campaign_id=1, batch=1, positions=list(range(count)), recipients=[object()] * count)
+    batch: Any = SimpleNamespace(campaign_id=1, batch=1, delivery_server_id=1, positions=list(range(count)), recipients=[object()] * count)
     return HeldBatch(batch, SimpleNamespace(), 1, BitString("0" * count), 0.0)  # type: ignore[arg-type]
 
 
