@@ -50,9 +50,12 @@ HARD_CATEGORIES: Final = frozenset({"bad-mailbox", "bad-domain", "inactive-mailb
 _SETS: Final = 4
 _SET_MEMORY: Final = 16 << 20
 
-_STATUS = re.compile(r"([245])(?<![\d.].)\.\d{1,2}\.\d{1,3}(?!\.?\d)", re.ASCII)
-# Every repetition is bounded: on the 512 bytes we keep of a reply even the worst text costs microseconds
-_ADDRESS = re.compile(r"[^\s<>()\[\]@:;,\"]{1,64}@[\w.-]{1,255}")
+# What nearly every reply begins with: code and, often, status
+_HEAD = re.compile(r"(\d{3})(?:[ -](?:([245]\.\d{1,2}\.\d{1,3})(?!\.?\d))?|$)", re.ASCII).match
+# A status anywhere: the dot is sought, since that is quick, and what stands before it looked at then
+_STATUS = re.compile(r"\.(?<=[245]\.)(?<![\d.]..)\d{1,2}\.\d{1,3}(?!\.?\d)", re.ASCII).finditer
+# Nothing is tried twice at any place: on the 512 characters we keep of a reply even the worst text costs microseconds
+_ADDRESS = re.compile(r"(?<![^\s<>()\[\]@:;,\"])[^\s<>()\[\]@:;,\"]++@[\w.-]{1,255}+")
 _AFTER_COMMAND = re.compile(r"\(?in reply to (?!mail from|end of data)[a-z ]{4,20} command\)?")
 _TO_SPACE: Final = bytes(0x20 if byte < 0x20 or chr(byte) in '<>"()[]{}*:;,!|/\\=?&~`' else byte for byte in range(256))
 
@@ -235,23 +238,28 @@ def readable(code: int, text: str) -> tuple[bytes, bool]:
     Text without a code and status (what our own machine says) is permanent unless its rule says `transient`.
     """
     text = text[:MAX_TEXT_BYTES].lower()
-    if not code and text[:3].isdecimal() and text[:3].isascii() and text[3:4] in ("", " ", "-"):
-        code = int(text[:3])
+    status = None
+    if not code and (head := _HEAD(text)) is not None:
+        digits, status = head.groups()
+        code = int(digits)
+        if status is not None and status[0] != digits[0]:
+            status = None
     klass = code // 100
-    status = "-"
-    for found in _STATUS.finditer(text):
-        if not klass or int(found[1]) == klass:
-            status = found[0]
-            klass = int(found[1])
-            break
+    if status is None:
+        status = "-"
+        if "." in text:
+            for found in _STATUS(text):
+                at = found.start() - 1
+                if not klass or int(text[at]) == klass:
+                    status, klass = text[at : found.end()], int(text[at])
+                    break
     if "@" in text:
         text = _ADDRESS.sub("@", text)
     if "in reply to" in text:
         text = _AFTER_COMMAND.sub(" ", text)
-    if not text.isascii():
-        text = text.replace("\u2019", "")
-    words = b" ".join(text.encode("utf-8", "replace").translate(_TO_SPACE, b"'").split())
-    return b"%d %s | %s " % (code, status.encode(), words), klass in (0, 5)
+    raw = text.encode() if text.isascii() else text.replace("\u2019", "").encode("utf-8", "replace")
+    words = raw.translate(_TO_SPACE, b"'").split()
+    return b"%d %b | %b " % (code, status.encode(), b" ".join(words)), klass == 5 or klass == 0
 
 
 def stated_status(code: int, text: str) -> str | None:

@@ -128,11 +128,12 @@ class BouncePatterns:
 
     def first(self, code: int, text: str) -> int | None:
         """The number of the first pattern that matches the reply, or None."""
-        text = text[:MAX_TEXT_BYTES]
-        subject = " ".join((f"{code} {text}" if code else text).split()).encode("utf-8", "replace")
-        matches = self._set.Match(subject)
+        reply = f"{code} {text[:MAX_TEXT_BYTES]}" if code else text[:MAX_TEXT_BYTES]
+        if "  " in reply or not reply.isprintable():
+            reply = " ".join(reply.split())
+        matches = self._set.Match(reply if reply.isascii() else reply.encode("utf-8", "replace"))
         if not matches:
-            return self._one_by_one(subject)
+            return self._one_by_one(reply.encode("utf-8", "replace"))
         number: int = min(matches)
         return number if number < len(self.patterns) else None
 
