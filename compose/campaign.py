@@ -82,7 +82,8 @@ class CompiledCampaign:
         constants: dict[str, Any] = {
             "campaign": {"id": content.id, "name": content.name},
             "list": {"id": content.list_id, "name": content.list_name},
-            "user": {"id": content.user_id},
+            "user": {"id": content.user_id, "email": content.user_email},
+            "user_group": {"id": content.user_group_id or ""},
         }
         self._tags = Tags(keyring.derive("hashed-id"), constants, domain.decode("ascii"))
         layout = self._layout = Layout()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from compose import header_rules, liquid
-from compose.tags import Tags
+from compose.tags import KINDS, Tags
 from config.settings import Mail
 from domain.campaign import CampaignContent
 from domain.errors import Invalid
@@ -41,7 +41,7 @@ def custom_name(name: str, field: str = "name") -> bytes:
 def check_custom(name: str, value: str) -> None:
     """Raise Invalid for a custom header that no message could carry: `name` or, with line and column, `value`."""
     custom_name(name)
-    constants = {kind: {"id": "", "name": ""} for kind in ("user", "campaign", "list")}
+    constants = {kind: {"id": "", "name": ""} for kind in KINDS}
     compiled = liquid.compile_template("value", value, liquid.TEXT, {}, Tags(bytes(32), constants, "example.com").rewrite)
     for text in compiled.literals:
         try:

@@ -8,7 +8,7 @@ from liquid.exceptions import LiquidError
 
 from compose import link_rewriting, liquid
 from compose.link_nodes import Splicer
-from compose.tags import Tags
+from compose.tags import KINDS, Tags
 from domain.errors import Invalid
 
 FIELD: Final = "template"
@@ -20,7 +20,7 @@ def render(template: str, data: Mapping[str, Any], *, html: bool = False, sender
 
     Raises Invalid: with line and column for a template that cannot be compiled, else for data it cannot be rendered with.
     """
-    constants = {kind: {"id": "", "name": "", **_mapping(data.get(kind))} for kind in ("user", "campaign", "list")}
+    constants = {kind: {"id": "", "name": "", **_mapping(data.get(kind))} for kind in KINDS}
     tags = Tags(_KEY, constants, sender_domain)
     compiled = liquid.compile_template(FIELD, template, liquid.HTML if html else liquid.TEXT, {}, tags.rewrite)
     if html:

@@ -29,6 +29,7 @@ TAG: Final = re.compile(
 )
 CHOICE: Final = re.compile(r"\[\[([^\[\]|]{0,1000}(?:\|[^\[\]|]{0,1000}){1,50})\]\]")
 HASH_DIGITS: Final = 16
+KINDS: Final = ("user", "user_group", "campaign", "list")  # what tags say of them is the same for every recipient
 
 def hashed(key: bytes, kind: str, identity: object) -> str:
     """A short name for an id that tells nothing about it: 16 hex digits of HMAC-SHA256."""
@@ -94,16 +95,17 @@ class Tags:
         self.sender_domain = sender_domain
         self.campaign_id = constants["campaign"].get("id", "")
         self.used = False  # a tag was found that looks at the subscriber
-        ids = {kind: constants[kind].get("id", "") for kind in ("user", "campaign", "list")}
         self.fixed: dict[tuple[str, str], object] = {
-            ("campaign", "campaignname"): constants["campaign"]["name"],
-            ("campaign", "name"): constants["campaign"]["name"],
-            ("list", "listname"): constants["list"]["name"],
-            ("list", "name"): constants["list"]["name"],
+            ("campaign", "campaignname"): constants["campaign"].get("name", ""),
+            ("campaign", "name"): constants["campaign"].get("name", ""),
+            ("list", "listname"): constants["list"].get("name", ""),
+            ("list", "name"): constants["list"].get("name", ""),
+            ("user", "emailaddress"): constants["user"].get("email", ""),
         }
-        for kind, identity in ids.items():
-            self.fixed[kind, "id"] = self.fixed[kind, f"{kind}id"] = identity
-            self.fixed[kind, f"hashed{kind}id"] = hashed(key, kind, identity)
+        for kind in KINDS:
+            identity, plain = constants[kind].get("id", ""), loosely(kind)
+            self.fixed[plain, "id"] = self.fixed[plain, f"{plain}id"] = identity
+            self.fixed[plain, f"hashed{plain}id"] = hashed(key, plain, identity) if identity != "" else ""
 
     def expression(self, env: Environment, token: Token, match: re.Match[str]) -> TagExpression:
         """What a match of TAG stands for; a tag that nobody knows is empty."""

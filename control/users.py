@@ -1,7 +1,7 @@
 """Users and API keys. Admins manage all of them; a user manages their own keys."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import Controller, delete, get, patch, post
@@ -10,12 +10,16 @@ from litestar.params import JSONBody
 from msgspec import UNSET, UnsetType
 
 from control.guards import Caller, requires_admin
-from control.parameters import After, Id, Limit, Page, given, one_line
+from control.parameters import MAX_ID, After, Id, Limit, Page, given, one_line
 from control.services import Services
 from domain import address
 from domain.errors import Invalid, NotFound
 from store import users
 from store.postgres import connection, transaction
+
+Group = Annotated[
+    int, msgspec.Meta(ge=0, le=MAX_ID, description="Your own number of a group of users, for %UserGroup:ID%; 0: in none", examples=[3])
+]
 
 
 class UserCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,12 +27,14 @@ class UserCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: str
     email: str = ""
+    group_id: Group = 0
 
 
 class UserUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What changes; the keys of a disabled user stop working within 5 s."""
 
     email: str | UnsetType = UNSET
+    group_id: Group | UnsetType = UNSET
     disabled: bool | UnsetType = UNSET
 
 
@@ -83,7 +89,7 @@ class UserController(Controller):
         """A user without keys; make one with POST /users/{user_id}/api-keys."""
         name = one_line("name", data.name, minimum=1)
         async with transaction(services.pool) as conn:
-            return await users.create_user(conn, name, _email(data.email))
+            return await users.create_user(conn, name, _email(data.email), data.group_id)
 
     @get("/", operation_id="listUsers", summary="List users")
     async def page(self, services: NamedDependency[Services], after: After = 0, limit: Limit = 100) -> Page[users.User]:
@@ -106,6 +112,7 @@ class UserController(Controller):
         fields = given(data)
         email = fields.get("email")
         disabled = fields.get("disabled")
+        group_id = fields.get("group_id")
         if disabled and user_id == caller.user_id:
             raise Invalid("disabled", "you cannot disable yourself")
         async with transaction(services.pool) as conn:
@@ -114,6 +121,7 @@ class UserController(Controller):
                 user_id,
                 email=_email(email) if isinstance(email, str) else None,
                 disabled=disabled if isinstance(disabled, bool) else None,
+                group_id=group_id if isinstance(group_id, int) else None,
             )
 
 

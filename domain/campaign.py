@@ -40,6 +40,8 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     utm_medium: str = ""
     mail_class: str = "marketing"
     headers: tuple[tuple[str, str], ...] = ()  # custom header fields: name, template of the value
+    user_email: str = ""
+    user_group_id: int = 0  # 0: the user is in no group
     preheader: str = ""  # a template, hidden at the start of the HTML part
     attachments: tuple[Attachment, ...] = ()
     part: int = 0  # of a message stream: which of the contents that share its id

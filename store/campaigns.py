@@ -167,8 +167,9 @@ async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> Ca
         "c.reply_to, c.html, c.text, c.preheader, "
         "c.track_links, c.track_opens, c.utm_source, c.utm_medium, coalesce(l.name, '') as list_name, "
         "coalesce(l.sender_email, '') as list_sender_email, coalesce(l.sender_name, '') as list_sender_name, c.delivery_server_id, "
-        f"extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class, {_HEADERS} "
-        "from campaigns c left join lists l on l.id = c.list_id where c.id = $1",
+        f"extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class, {_HEADERS}, "
+        "coalesce(c.user_email, u.email) as user_email, coalesce(c.user_group_id, u.group_id) as user_group_id "
+        "from campaigns c join users u on u.id = c.user_id left join lists l on l.id = c.list_id where c.id = $1",
         campaign_id,
     )
     if row is None:
@@ -216,7 +217,10 @@ async def start(pool: Pool, campaign_id: int, version: int, destinations: Sequen
         if not await conn.fetchval("select exists (select from subscribers where list_id = $1 and state = 'subscribed')", campaign.list_id):
             raise Invalid("list_id", f"nobody on list {campaign.list_id} is subscribed; import recipients first")
         await tracking.keep_links(conn, campaign_id, destinations)
-        frozen = f", started_at = now(), version = version + 1, headers = {custom_headers.OF_CAMPAIGN.format('campaigns')}"
+        frozen = (
+            f", started_at = now(), version = version + 1, headers = {custom_headers.OF_CAMPAIGN.format('campaigns')}, "
+            "(user_email, user_group_id) = (select u.email, u.group_id from users u where u.id = campaigns.user_id)"
+        )
         started = await _set_state(conn, campaign_id, states.PREPARING, frozen)
         if started.mail_class == "marketing" and started.list_id is not None:
             await seeds.send_copies(conn, campaign_id, started.user_id, started.delivery_server_id, "marketing", started.list_id)

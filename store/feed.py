@@ -96,9 +96,10 @@ async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_r
         if await conn.fetchval("select prepared_at is not null from campaigns where id = $1", campaign_id):
             return 0
         tables = await make_partitions(conn, campaign_id)
+        data = "with_opt_in(s.data, s.subscription_ip, s.subscribed_at)" if await _tells_opt_in(conn, campaign_id) else "s.data"
         inserted = await conn.execute(
             f"insert into {tables['recipients']} "
-            "select $1, row_number() over (order by s.id), s.id, s.email, s.data from subscribers s, campaigns c "
+            f"select $1, row_number() over (order by s.id), s.id, s.email, {data} from subscribers s, campaigns c "
             "where c.id = $1 and s.list_id = c.list_id and s.state = 'subscribed' order by s.id",
             campaign_id,
             timeout=timeout,
@@ -126,6 +127,16 @@ async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_r
     for table in (tables["recipients"], tables["batches"]):
         await conn.execute(f"analyze {table}", timeout=timeout)
     return count
+
+
+async def _tells_opt_in(conn: Connection | PooledConnection, campaign_id: int) -> bool:
+    """Whether a campaign may say when and from where its recipients signed up; only then it is kept with each of them."""
+    found = await conn.fetchval(
+        "select concat_ws(' ', subject, from_name, html, text, preheader, headers::text) ~* 'subscription_?(ip|date)' "
+        "from campaigns where id = $1",
+        campaign_id,
+    )
+    return bool(found)
 
 
 async def announce(conn: Connection | PooledConnection, campaign_id: int, limit: int) -> list[Announcement]:

@@ -177,7 +177,8 @@ async def _open(conn: PooledConnection, target: Target) -> None:
     month: date = await conn.fetchval("select date_trunc('month', now() at time zone 'UTC')::date")
     campaign_id = await conn.fetchval(
         "insert into campaigns (user_id, name, state, mail_class, list_id, delivery_server_id, subject, stream_month, started_at, "
-        "prepared_at) values ($1, $2, 'running', $3, $4, $5, '', $6, now(), now()) on conflict do nothing returning id",
+        "prepared_at, user_email, user_group_id) select $1, $2, 'running', $3, $4, $5, '', $6, now(), now(), email, group_id "
+        "from users where id = $1 on conflict do nothing returning id",
         target.user_id,
         f"{target.mail_class} messages of {month:%Y-%m}",
         target.mail_class,

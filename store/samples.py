@@ -12,8 +12,10 @@ _STARTS: Final = ["", *"13579bcdefghijklmnoprstvw"]
 async def of_list(conn: PooledConnection, list_id: int, count: int) -> list[Recipient]:
     """Up to `count` subscribed recipients from all over the list, numbered from 1; the same ones each time while it does not change."""
     rows = await conn.fetch(
-        "select distinct on (s.email_key) s.id, s.email, s.data::text as data from unnest($3::text[]) start cross join lateral ("
-        "select id, email, email_key, data from subscribers where list_id = $1 and state = 'subscribed' and email_key >= start "
+        "select distinct on (s.email_key) s.id, s.email, with_opt_in(s.data, s.subscription_ip, s.subscribed_at)::text as data "
+        "from unnest($3::text[]) start cross join lateral ("
+        "select id, email, email_key, data, subscription_ip, subscribed_at from subscribers "
+        "where list_id = $1 and state = 'subscribed' and email_key >= start "
         "order by email_key limit $2) s order by s.email_key",
         list_id,
         max(1, count // 10),

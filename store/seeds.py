@@ -71,7 +71,9 @@ async def send_copies(
     if not rows:
         return
     data = await conn.fetchval(
-        "select data::text from subscribers where list_id = $1 and state = 'subscribed' order by id limit 1", list_id
+        "select with_opt_in(data, subscription_ip, subscribed_at)::text from subscribers "
+        "where list_id = $1 and state = 'subscribed' order by id limit 1",
+        list_id,
     )
     target = Target(user_id=user_id, delivery_server_id=delivery_server_id, mail_class=mail_class, list_id=list_id)
     copy = Copy(name=f"seed copies of campaign {campaign_id}", copy_of=campaign_id)

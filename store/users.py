@@ -26,6 +26,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     name: str
     email: str
+    group_id: int  # the operator's own number of a group of users; 0: in none
     created_at: datetime
     disabled_at: datetime | None
 
@@ -51,7 +52,7 @@ class KeyOwner(msgspec.Struct, frozen=True):
     hash: bytes
 
 
-_USER = "id, name, email, created_at, disabled_at"
+_USER = "id, name, email, group_id, created_at, disabled_at"
 _KEY = "id, user_id, name, scope, prefix, created_at, revoked_at"
 
 
@@ -80,10 +81,10 @@ def prefix_of(text: str) -> str | None:
     return "." + hashlib.sha256(b"prefix " + text.encode()).hexdigest()[:16]
 
 
-async def create_user(conn: PooledConnection, name: str, email: str = "") -> User:
+async def create_user(conn: PooledConnection, name: str, email: str = "", group_id: int = 0) -> User:
     """Raises Conflict when the name is taken."""
     try:
-        row = await conn.fetchrow(f"insert into users (name, email) values ($1, $2) returning {_USER}", name, email)
+        row = await conn.fetchrow(f"insert into users (name, email, group_id) values ($1, $2, $3) returning {_USER}", name, email, group_id)
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a user named {name!r} exists already; choose another name") from None
     assert row is not None
@@ -103,14 +104,17 @@ async def list_users(conn: PooledConnection, after: int, limit: int) -> list[Use
     return [User(**dict(row)) for row in await conn.fetch(f"select {_USER} from users where id > $1 order by id limit $2", after, limit)]
 
 
-async def update_user(conn: PooledConnection, user_id: int, *, email: str | None, disabled: bool | None) -> User:
+async def update_user(
+    conn: PooledConnection, user_id: int, *, email: str | None, disabled: bool | None, group_id: int | None = None
+) -> User:
     """Change what is not None. The keys of a disabled user stop working within 5 s. Raises NotFound."""
     row = await conn.fetchrow(
         "update users set email = coalesce($2, email), disabled_at = case when $3::boolean is null then disabled_at "
-        f"when $3 then coalesce(disabled_at, now()) end where id = $1 returning {_USER}",
+        f"when $3 then coalesce(disabled_at, now()) end, group_id = coalesce($4, group_id) where id = $1 returning {_USER}",
         user_id,
         email,
         disabled,
+        group_id,
     )
     if row is None:
         raise NotFound("user", user_id)

@@ -36,6 +36,8 @@ def text_of(template: str, **fields: Any) -> str:
         ("%Subscriber:Nothing%", ""),
         ("%Subscriber:SubscriptionIP%", ""),
         ("%Subscriber:SubscriptionDate%", "2024-01-02"),
+        ("%UserGroup:UserGroupID%", ""),
+        ("%User:Password%", ""),
         ("%Weather:Today%", ""),
         ("%sender_domain%", "garden.example"),
         ("%Sender_Domain%", "garden.example"),
@@ -44,6 +46,18 @@ def text_of(template: str, **fields: Any) -> str:
 def test_a_tag_yields_its_value_or_nothing(tag, value):
     fields = {"first_name": "Ann", "Subscription_Date": "2024-01-02", "nothing": None}
     assert text_of(f"[{tag}|{tag}]", **fields) == f"[{value}|{value}]"
+
+
+def test_who_sends_and_who_signed_up_when_is_told_from_the_snapshot() -> None:
+    template = "%User:EmailAddress% {{ user.email }} %UserGroup:ID% %UserGroup:UserGroupID% {{ user_group.id }} "
+    template += "%Subscriber:SubscriptionIP% %Subscriber:SubscriptionDate%"
+    compiled = campaign(text=template, html="", subject="s", user_email="ada@corp.example", user_group_id=12)
+    data = {"subscription_ip": "192.0.2.7", "subscription_date": "2024-02-29"}
+    assert said(parsed(one(compiled, recipient(5, **data))[2])) == "ada@corp.example ada@corp.example 12 12 12 192.0.2.7 2024-02-29\n"
+    groups = {said(parsed(one(campaign(text="%UserGroup:HashedUserGroupID%", html="", subject="s", user_group_id=group), recipient())[2]))
+              for group in (0, 1, 2)}  # fmt: skip
+    assert "\n" in groups
+    assert len(groups) == 3
 
 
 @pytest.mark.parametrize("kind", ["User:HashedUserID", "Campaign:HashedCampaignID", "List:HashedListID", "Subscriber:HashedSubscriberID"])

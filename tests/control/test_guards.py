@@ -186,3 +186,11 @@ async def test_an_admin_key_from_the_settings_replaces_none(pool: Pool, tmp_path
     assert await pool.fetchval("select count(*) from api_keys") == 2
     with pytest.raises(Invalid, match="control.admin_key"):
         await users.ensure_admin(pool, path, "short")
+
+
+async def test_a_user_belongs_to_a_group_of_the_operators_own_numbering(admin: Client, ada: Client) -> None:
+    assert (await ada.ok("GET", "/me"))["user"]["group_id"] == 0
+    assert (await admin.ok("PATCH", f"/users/{ada.user_id}", json={"group_id": 12}))["group_id"] == 12
+    await admin.ok("PATCH", f"/users/{ada.user_id}", json={"email": "ada@corp.example"})
+    assert (await ada.ok("GET", "/me"))["user"]["group_id"] == 12
+    assert (await admin.call("PATCH", f"/users/{ada.user_id}", json={"group_id": -1})).status_code in (400, 422)

@@ -1,6 +1,7 @@
 """The feeder's queries against a real PostgreSQL: numbering, announcing, calling back, retrying, cancelling, ending."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -30,6 +31,24 @@ async def test_recipients_are_numbered_once_and_cut_into_batches(pool: Pool, rec
     lengths = await pool.fetch("select length(done) as size from batches where campaign_id = $1 order by batch", campaign)
     assert [row["size"] for row in lengths] == sizes
     assert await state_of(pool, campaign) == states.RUNNING
+
+
+async def test_the_opt_in_is_kept_with_each_recipient_where_the_campaign_tells_it(pool: Pool) -> None:
+    rows = [("{}", "192.0.2.7"), (' {"a": "{", "b": 1}', "2001:db8::1"), ('{"subscription_ip": "mine"}', None)]
+    for text, kept in (("Hello", False), ("since %Subscriber:SubscriptionDate%", True), ("{{ subscriber.subscription_ip }}", True)):
+        campaign = await seed.campaign(pool, recipients=len(rows), text=text)
+        for number, (data, ip) in enumerate(rows, 1):
+            await pool.execute(
+                "update subscribers set data = $3::text::json, subscription_ip = $4::text::inet, subscribed_at = '2024-02-29 23:30Z' "
+                "from campaigns c where c.id = $1 and subscribers.list_id = c.list_id and email = $2",
+                campaign, f"p{number}@people.example", data, ip,
+            )  # fmt: skip
+        async with pool.acquire() as conn:
+            await feed.prepare(conn, campaign, 500)
+        found = await pool.fetch("select data::text as data from recipients where campaign_id = $1 order by number", campaign)
+        opt_in = {"subscription_ip": "", "subscription_date": "2024-02-29"} if kept else {}
+        expected = [{**opt_in, **({"subscription_ip": ip} if kept and ip else {}), **json.loads(data)} for data, ip in rows]
+        assert [json.loads(row["data"]) for row in found] == expected
 
 
 async def test_a_campaign_paused_or_cancelled_while_it_is_prepared_stays_so(pool: Pool) -> None:
