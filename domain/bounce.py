@@ -50,6 +50,7 @@ HARD_CATEGORIES: Final = frozenset({"bad-mailbox", "bad-domain", "inactive-mailb
 _SETS: Final = 4
 _SET_MEMORY: Final = 16 << 20
 
+_PATTERN: Final = "pattern "  # in front of an operator's pattern where else the name of a rule stands
 # What nearly every reply begins with: code and, often, status
 _HEAD = re.compile(r"(\d{3})(?:[ -](?:([245]\.\d{1,2}\.\d{1,3})(?!\.?\d))?|$)", re.ASCII).match
 # A status anywhere: the dot is sought, since that is quick, and what stands before it looked at then
@@ -73,6 +74,11 @@ class BounceClass(msgspec.Struct, frozen=True):
     hard: bool
     transient: bool = False
     rule: str = ""
+
+    @property
+    def by_operator(self) -> bool:
+        """Whether a pattern of the operator says so, and not a rule: who wrote it has looked at the text."""
+        return self.rule.startswith(_PATTERN)
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -213,7 +219,7 @@ def _as_operator_says(pattern: Pattern, verdict: Verdict, means: BounceClass, pe
     category = verdict.category or means.category
     fault = CATEGORIES[category] if verdict.category else means.fault
     hard = verdict.hard if verdict.hard is not None else permanent and category in HARD_CATEGORIES
-    return BounceClass(category, "recipient" if hard else fault, hard, means.transient and not hard, f"pattern {pattern}")
+    return BounceClass(category, "recipient" if hard else fault, hard, means.transient and not hard, f"{_PATTERN}{pattern}")
 
 
 def _patterns(rule: Rule, words: Mapping[str, str]) -> list[str]:

@@ -227,7 +227,7 @@ class Turn:
             self._close(held)
             return
         reason = self.bounce_rules.classify(code, text) if code >= 400 else None
-        if reason is not None and outcome.stage == STAGE_MAIL and reason.fault == "recipient":
+        if reason is not None and outcome.stage == STAGE_MAIL and reason.fault == "recipient" and not reason.by_operator:
             reason = _SENDER_REFUSED
         limits, first_attempt_at, guilty = path.server.limits, held.batch.first_attempt_at, False
         unanswered = code in (0, 421, 503)

@@ -112,8 +112,7 @@ def _about(entries: tuple[About, ...]) -> About | None:
 
 
 def _is_hard(entry: About) -> bool:
-    by_operator = entry.means.rule.startswith("pattern ")  # who says Hard of a text has looked at it
-    return entry.means.hard and (by_operator or feedback.is_permanent(entry.status, entry.diagnostic))
+    return entry.means.hard and (entry.means.by_operator or feedback.is_permanent(entry.status, entry.diagnostic))
 
 
 def _complaint(case: Case) -> Verdict:
