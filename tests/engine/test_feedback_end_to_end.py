@@ -4,17 +4,23 @@ import asyncio
 import csv
 import email
 import email.policy
+import os
 import smtplib
 import time
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from store import accounting, campaigns
 from store.postgres import Pool
+from tests.engine.test_signed_through_postfix import POSTFIX, Relay, relay
 from tests.inbound.test_app import free_port
 from tests.machine import Machine, campaign_state, until
 from tests.store import seed
+
+__all__ = ["relay"]
 
 
 def bounce(original: EmailMessage, recipient: str) -> bytes:
@@ -119,6 +125,79 @@ async def test_what_is_refused_reported_complained_of_or_unsubscribed_is_not_mai
     (line,) = rows(machine.directory, "fbl")
     assert (line["type"], line["feedbackType"], line["rcpt"]) == ("f", "abuse", "p2@people.example")
     assert line["header_X-FBLId"] == complained["X-FBLId"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not POSTFIX or os.geteuid() != 0, reason="needs Postfix, and root to start an instance of its own")
+async def test_what_a_real_postfix_bounces_and_passes_on_ends_in_record_state_and_file(machine: Machine, pool: Pool, relay: Relay) -> None:
+    """Postfix takes all mail, delivers most of it, and reports what it cannot to the return path."""
+    await machine.sink()
+    smtp_port = free_port()
+    await machine.start(
+        "inbound", "inbound", SLUICE_INBOUND__SMTP_PORT=str(smtp_port), SLUICE_INBOUND__HTTP_PORT=str(free_port()),
+        SLUICE_ACCOUNTING__FLUSH_INTERVAL_SECONDS="0.1",
+    )  # fmt: skip
+    relay.start(
+        machine.sink_port,
+        f"transport_maps = inline:{{ {{bounces.sender.example = smtp:[127.0.0.1]:{smtp_port}}} }}\n",
+    )
+    await machine.engine()
+    campaign = await seed.campaign(pool, recipients=8, port=relay.port, state="draft")
+    # The sink behind Postfix refuses these, after Postfix has taken them
+    for number, address in ((7, "bounce+7@people.example"), (8, "full+8@people.example")):
+        await pool.execute("update subscribers set email = $1, email_key = $1 where email = $2", address, f"p{number}@people.example")
+    await pool.execute("update campaigns set state = 'preparing' where id = $1", campaign)
+    await completed(machine, pool, campaign)
+    assert await suppressed(machine, pool, 1) == [("bounce+7@people.example", "bounced")]
+
+    async def delivered() -> Any:
+        found = (await machine.sink_json("/api/v1/messages?limit=500"))["messages"]
+        return found if len(found) == 6 else None
+
+    found = await until(delivered, "all mail through Postfix", 60, machine)
+    sources = [await machine.sink_bytes(f"/api/v1/messages/{each['id']}/source") for each in found]
+    messages = {str(m["To"]): m for m in (email.message_from_bytes(source, policy=email.policy.default) for source in sources)}
+    back = f"b-{messages['p1@people.example']['X-FBLId']}@bounces.sender.example"
+    leave = str(messages["p3@people.example"]["List-Unsubscribe"]).partition("mailto:")[2].partition("?")[0]
+
+    def send() -> None:
+        with smtplib.SMTP("127.0.0.1", relay.port, timeout=20) as session:
+            session.sendmail("fbl@provider.example", ["abuse@bounces.sender.example"], complaint(messages["p2@people.example"]))
+            session.sendmail("p3@people.example", [leave], b"From: p3@people.example\r\nSubject: unsubscribe\r\n\r\n\r\n")
+            reply = b"From: p4@people.example\r\nSubject: Re: Hello\r\nIn-Reply-To: <x@y>\r\n\r\nThank you\r\n"
+            session.sendmail("p4@people.example", [back], reply)
+
+    await asyncio.to_thread(send)
+    assert dict(await suppressed(machine, pool, 3)) == {
+        "bounce+7@people.example": "bounced", "p2@people.example": "complained", "p3@people.example": "unsubscribed",
+    }  # fmt: skip
+
+    async def all_handled() -> bool:
+        waits = "select count(*) from inbound_messages where handled_at is null"
+        return await pool.fetchval("select count(*) from inbound_messages") == 5 and not await pool.fetchval(waits)
+
+    await until(all_handled, "five messages handled", 20, machine)
+    read = await pool.fetch("select kind, outcome from inbound_messages order by kind, outcome")
+    assert [tuple(row) for row in read] == [
+        ("arf", "acted"), ("dsn", "acted"), ("dsn", "recorded"), ("reply", "kept"), ("unsubscribe", "acted"),
+    ]  # fmt: skip
+    events = await pool.fetch("select kind, effect, status, category, recipient from feedback where kind = 'rb' order by number")
+    assert [tuple(event) for event in events] == [
+        ("rb", "hard", "5.1.1", "bad-mailbox", "bounce+7@people.example"), ("rb", "soft", "5.2.2", "quota-issues", "full+8@people.example"),
+    ]  # fmt: skip
+    async with pool.acquire() as conn:
+        assert [(await campaigns.recipient(conn, campaign, number)).state for number in (7, 8, 1)] == ["bounced", "bounced", "delivered"]
+    assert (await accounting.audit(pool, campaign)).clean
+
+    async def files_written() -> bool:
+        return not await pool.fetchval("select count(*) from feedback where node <> ''")
+
+    await until(files_written, "the accounting files", 20, machine)
+    remote = {row["rcpt"]: row for row in rows(machine.directory, "remote")}
+    assert {(row["type"], row["bounceCat"], row["dsnReportingMta"]) for row in remote.values()} == {
+        ("rb", "bad-mailbox", "relay.example"), ("rb", "quota-issues", "relay.example"),
+    }  # fmt: skip
+    assert [row["rcpt"] for row in rows(machine.directory, "fbl")] == ["p2@people.example"]
 
 
 def rows(directory: Path, stem: str) -> list[dict[str, str]]:

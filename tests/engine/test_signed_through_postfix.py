@@ -74,12 +74,12 @@ class Relay:
         with socket.create_server(("127.0.0.1", 0)) as found:
             self.port: int = found.getsockname()[1]
 
-    def start(self, sink: int) -> None:
-        """Take mail for everybody and hand it to `sink`."""
+    def start(self, sink: int, more: str = "") -> None:
+        """Take mail for everybody and hand it to `sink`; `more` is added to main.cf."""
         for name in ("conf", "queue", "data"):
             (self.root / name).mkdir()
         shutil.chown(self.root / "data", "postfix")
-        (self.root / "conf" / "main.cf").write_text(MAIN.format(root=self.root, sink=sink))
+        (self.root / "conf" / "main.cf").write_text(MAIN.format(root=self.root, sink=sink) + more)
         (self.root / "conf" / "master.cf").write_text(MASTER.format(port=self.port))
         self._run("start", check=True)
 
