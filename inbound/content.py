@@ -52,7 +52,7 @@ def sender_of(content: bytes) -> str:
     if path is not None:
         return path[1].decode("latin-1")
     field = _FROM.search(header)
-    address = ADDRESS.search(field[1].decode("latin-1")) if field else None
+    address = ADDRESS.search(field[1][:8192].decode("latin-1")) if field else None
     return address[0] if address else ""
 
 

@@ -4,6 +4,7 @@ The same for every way in: SMTP and LMTP (`session`), mailboxes, and the pipe. M
 forwarding, in one transaction; what it means is found out later.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -25,7 +26,9 @@ log = structlog.get_logger(__name__)
 
 STORE_TIMEOUT_SECONDS: Final = 10.0
 RETURN_PATH_DAYS: Final = 60  # reports come within days; later than this a stolen address is worth nothing
-MAX_NAMED: Final = 200  # addresses that are looked at in the header of a mail without an envelope
+MAX_FIELDS: Final = 20  # that are looked at in the header of a mail without an envelope, of each ...
+MAX_FIELD_BYTES: Final = 8192
+MAX_NAMED: Final = 200  # ... and so many addresses
 
 _TOKEN = re.compile(r"[bu]-[a-z0-9]{20,}")  # has our form: signed by us, or forged
 _ENVELOPE_FIELD = re.compile(
@@ -103,8 +106,8 @@ class MailPolicy(Policy):
         """Whom a mail without an envelope is for, by the fields that MTAs write when they deliver; the addresses that are ours."""
         header = header_of(content)
         found: dict[str, inbound.Received] = {}
-        for field in _ENVELOPE_FIELD.finditer(header):
-            for match in list(ADDRESS.finditer(field[1].decode("latin-1")))[:MAX_NAMED]:
+        for field in itertools.islice(_ENVELOPE_FIELD.finditer(header), MAX_FIELDS):
+            for match in itertools.islice(ADDRESS.finditer(field[1][:MAX_FIELD_BYTES].decode("latin-1")), MAX_NAMED):
                 received, _ = self.recipient(match[0])
                 if received is not None:
                     found.setdefault(received.recipient.lower(), received)

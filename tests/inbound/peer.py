@@ -66,7 +66,7 @@ class Client:
 class Server:
     """The listener under test, on a store."""
 
-    def __init__(self, pool: Pool, world: World, patience: Patience = QUICK, connections: int = 50, **options: Any) -> None:
+    def __init__(self, pool: Pool, world: World, patience: Patience = QUICK, connections: int = 200, **options: Any) -> None:
         self.policy = MailPolicy(pool, world.keyring, ("relay.example",))
         door = Door("mx.mailer.example", LIMIT)._replace(**options)
         self.listener = Listener(self.policy, Limits(connections, patience), door, host="127.0.0.1", port=0)
