@@ -90,6 +90,7 @@ class Control(_Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8025
     max_body_bytes: Bytes = 4 * 1024 * 1024  # imports are streamed and not limited by it
+    default_custom_fields: tuple[str, ...] = ()  # text fields that every new list begins with
     admin_key: str = ""  # set by SLUICE_CONTROL__ADMIN_KEY; empty: made on first start, kept in admin.key
 
 

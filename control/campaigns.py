@@ -35,7 +35,8 @@ class CampaignCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     the HTML part. `mjml` becomes `html` when it is saved, and with `inline_css` style sheets become style attributes.
 
     `track_links` leads the links of the HTML part over the link domain, `track_opens` puts a pixel of the open domain at its end;
-    `utm_source` and `utm_medium` are added to links that have none.
+    `utm_source` and `utm_medium` are added to links that have none. With `track_conversions` followed links bring a click id along,
+    which a tracker sends back (`/s2s`).
     """
 
     name: str
@@ -53,6 +54,7 @@ class CampaignCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     preheader: str = ""
     track_links: bool = False
     track_opens: bool = False
+    track_conversions: bool = False
     utm_source: str = ""
     utm_medium: str = ""
 
@@ -75,6 +77,7 @@ class CampaignUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     preheader: str | UnsetType = UNSET
     track_links: bool | UnsetType = UNSET
     track_opens: bool | UnsetType = UNSET
+    track_conversions: bool | UnsetType = UNSET
     utm_source: str | UnsetType = UNSET
     utm_medium: str | UnsetType = UNSET
 

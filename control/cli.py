@@ -15,6 +15,7 @@ from control import (
     cli_campaign,
     cli_chaos,
     cli_classify,
+    cli_conversions,
     cli_dkim,
     cli_headers,
     cli_inbound,
@@ -157,6 +158,7 @@ for module in (
     cli_suppress, cli_bounces,
     cli_messages,
     cli_preflight,
+    cli_conversions,
     cli_sent,
     cli_inbound,
 ):  # fmt: skip

@@ -42,6 +42,7 @@ def campaign_group() -> None:
               show_default=True, help="Priority class; transactional overtakes the others.")  # fmt: skip
 @click.option("--track-links", is_flag=True, help="Lead the links of the HTML part over the link domain and count clicks.")
 @click.option("--track-opens", is_flag=True, help="Put a pixel of the open domain at the end of the HTML part.")
+@click.option("--track-conversions", is_flag=True, help="Let followed links bring a click id along, for postbacks (sluice s2s show).")
 @click.option("--utm-source", default="", help="utm_source for every link that has none.")
 @click.option("--utm-medium", default="", help="utm_medium for every link that has none.")
 @click.option("--start", "start_now", is_flag=True, help="Start it at once.")

@@ -77,10 +77,13 @@ class ListController(Controller):
 
     @post("/", operation_id="createList", summary="Create a list")
     async def create(self, data: JSONBody[ListCreate], caller: NamedDependency[Caller], services: NamedDependency[Services]) -> lists.List:
-        """An empty list."""
+        """An empty list with the custom fields that every list begins with (`control.default_custom_fields`)."""
         fields = _checked({name: getattr(data, name) for name in data.__struct_fields__})
         async with transaction(services.pool) as conn:
-            return await lists.create(conn, caller.user_id, fields["name"], fields["sender_name"], fields["sender_email"])
+            made = await lists.create(conn, caller.user_id, fields["name"], fields["sender_name"], fields["sender_email"])
+            for name in services.settings.control.default_custom_fields:
+                await lists.create_field(conn, caller.user_id, made.id, _field_name(name, "control.default_custom_fields"), "text")
+        return made
 
     @get("/", operation_id="listLists", summary="List lists")
     async def page(
@@ -124,8 +127,7 @@ class CustomFieldController(Controller):
         self, list_id: Id, data: JSONBody[CustomFieldCreate], caller: NamedDependency[Caller], services: NamedDependency[Services]
     ) -> lists.CustomField:
         """Templates name it `{{ name }}`."""
-        if not FIELD_NAME(data.name) or data.name == "email":
-            raise Invalid("name", f"{FIELD_NAME_RULE}; `email` is the address itself", data.name)
+        _field_name(data.name, "name")
         async with transaction(services.pool) as conn:
             return await lists.create_field(conn, caller.sees, list_id, data.name, data.kind)
 
@@ -204,6 +206,12 @@ class SubscriberController(Controller):
             if not isinstance(data.state, UnsetType):
                 found = await subscribers.set_state(conn, list_id, found.id, data.state)
         return found
+
+
+def _field_name(name: str, field: str) -> str:
+    if not FIELD_NAME(name) or name == "email":
+        raise Invalid(field, f"{FIELD_NAME_RULE}; `email` is the address itself", name)
+    return name
 
 
 async def _find(conn: PooledConnection, list_id: int, text: str) -> Subscriber:

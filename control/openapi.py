@@ -106,6 +106,7 @@ def openapi_config() -> OpenAPIConfig:
             Tag("imports", "CSV or NDJSON of any size"),
             Tag("campaigns", "Create, start, pause, resume, cancel"),
             Tag("messages", "Mail to named recipients at once: receipts, passwords, alerts"),
+            Tag("conversions", "What trackers report about followed links"),
             Tag("seed list", "Addresses that get a copy of every campaign"),
             Tag("reports", "Progress and outcomes"),
             Tag("suppressions", "Addresses that must not be mailed"),

@@ -20,7 +20,7 @@ LINK_PART_CHARACTERS: Final = 8
 LINK_MAC_BYTES: Final = 4  # no proof of who: it tells a link number of ours from a changed one
 
 # purpose -> path below the base URL
-PATHS: Final[dict[str, str]] = {"unsubscribe": "/u/", "web-view": "/w/", "click": "/c/", "open": "/o/"}
+PATHS: Final[dict[str, str]] = {"unsubscribe": "/u/", "web-view": "/w/", "click": "/c/", "open": "/o/", "abuse": "/a/", "postback": "/s/"}
 
 
 class LinkParts(NamedTuple):
@@ -123,3 +123,14 @@ def read_destination(key: bytes, token_and_part: str, text: str) -> str | None:
     except ValueError:
         return None
     return url if hmac.compare_digest(seal_destination(key, token_and_part, url).encode("ascii"), text.encode("ascii")) else None
+
+
+def with_parameter(url: str, name: str, value: str) -> str:
+    """`url` with one more parameter in its query, before a fragment; one of this name that is there already is replaced.
+
+    `name` and `value` are letters, digits, `-` and `_`.
+    """
+    base, mark, fragment = url.partition("#")
+    path, question, query = base.partition("?")
+    kept = [part for part in query.split("&") if part and part.partition("=")[0] != name] if question else []
+    return f"{path}?{'&'.join([*kept, f'{name}={value}'])}{mark}{fragment}"

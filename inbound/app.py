@@ -24,6 +24,7 @@ from inbound.forwarding import Forwarder
 from inbound.listener import Certificate, Listener
 from inbound.mailboxes import collectors
 from inbound.policy import MailPolicy
+from inbound.postback import Postbacks
 from inbound.session import Limits
 from inbound.tracking import Keys, Tracker
 from inbound.web import Web, WebServer
@@ -78,7 +79,9 @@ class Inbound:
         try:
             tracker = Tracker(pool, Keys.derived(keyring.derive), visits.add)
             view = WebView(pool, keyring, settings.public_url, self.settings.mail)
-            web = _bind(Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view), settings.http_host, settings.http_port)
+            postbacks = Postbacks(pool, keyring.derive)
+            site = Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks)
+            web = _bind(site, settings.http_host, settings.http_port)
             await web.start()
             for name, listener in listeners.items():
                 await _listen(listener, name, settings.smtp_host)

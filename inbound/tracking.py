@@ -4,6 +4,7 @@ A redirect leads only where the campaign's own content leads: to the address loo
 verdict `bot` says why we think no person was there; it changes nothing in the answer, so nobody is kept from the page.
 """
 
+import asyncio
 import re
 import time
 from collections import OrderedDict
@@ -11,13 +12,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from domain import links
-from store import tracking
+from domain.errors import Unavailable
+from store import conversions, tracking
 from store.postgres import Pool
 from store.tracking import Visit
 
 STORE_TIMEOUT_SECONDS: Final = 5.0
 MAX_CAMPAIGNS: Final = 1000  # whose links are kept in memory
 UNKNOWN_SECONDS: Final = 5.0  # so long it is remembered that a campaign has no links
+PARAMETER_SECONDS: Final = 60.0  # so long it is remembered what a campaign calls its click id
+PARAMETER_TIMEOUT_SECONDS: Final = 1.0
 SAME_SECONDS: Final = 60.0  # the same visit again within this time is not counted again
 BURST_LINKS: Final = 4  # different links of one message ...
 BURST_SECONDS: Final = 10.0  # ... within this time are a scanner's
@@ -42,11 +46,12 @@ class Keys(NamedTuple):
     link: bytes
     destination: bytes
     open: bytes
+    click_id: bytes
 
     @classmethod
     def derived(cls, derive: Callable[[str], bytes]) -> "Keys":
         """From `Keyring.derive`."""
-        return cls(derive("click"), derive("click-link"), derive("click-destination"), derive("open"))
+        return cls(derive("click"), derive("click-link"), derive("click-destination"), derive("open"), derive("click-id"))
 
 
 def machine(method: str, headers: Mapping[bytes, bytes]) -> str:
@@ -69,6 +74,7 @@ class Tracker:
         self._keep = keep
         self._clock = clock
         self._links: OrderedDict[tuple[int, int], tuple[dict[int, str], float]] = OrderedDict()
+        self._parameters: OrderedDict[tuple[int, int], tuple[str, float]] = OrderedDict()
         self._seen: OrderedDict[tuple[int, int, str, int, str], float] = OrderedDict()
         self._clicked: OrderedDict[tuple[int, int], dict[int, float]] = OrderedDict()
 
@@ -87,7 +93,8 @@ class Tracker:
         if not url or not url.startswith(("http://", "https://")):
             return None
         self._note(parts, "c", link, method, headers)
-        return url
+        parameter = await self._parameter_of(parts)
+        return links.with_parameter(url, parameter, links.token(self._keys.click_id, parts)) if parameter else url
 
     def open(self, method: str, text: str, headers: Mapping[bytes, bytes]) -> bool:
         """Note the open at `/o/<text>`; False when it is none of ours."""
@@ -96,6 +103,21 @@ class Tracker:
             return False
         self._note(parts, "o", 0, method, headers)
         return True
+
+    async def _parameter_of(self, parts: links.LinkParts) -> str:
+        """What the click id is called; "" where the campaign wants none, or nobody can be asked: the reader is not kept waiting."""
+        key = parts.user_id, parts.campaign_id
+        found, until = self._parameters.get(key, ("", 0.0))
+        if until < self._clock():
+            self._parameters[key] = found, self._clock() + UNKNOWN_SECONDS  # others do not ask meanwhile
+            try:
+                async with asyncio.timeout(PARAMETER_TIMEOUT_SECONDS):
+                    found = await conversions.click_parameter(self._pool, *key, timeout_seconds=PARAMETER_TIMEOUT_SECONDS)
+            except (Unavailable, TimeoutError):
+                return found
+            self._parameters[key] = found, self._clock() + PARAMETER_SECONDS
+            _forget_oldest(self._parameters, MAX_CAMPAIGNS)
+        return found
 
     async def _links_of(self, parts: links.LinkParts) -> dict[int, str]:
         key = parts.user_id, parts.campaign_id

@@ -2,6 +2,7 @@
 
 GET and HEAD show a page and never act, so link scanners unsubscribe nobody (S5). A POST with a token of ours acts, whatever its body
 says: the token is the proof, the body of RFC 8058 (`List-Unsubscribe=One-Click`) only tells programs apart from people.
+A click id that comes back in a postback is a conversion; a reader may report abuse with the token of his unsubscribe link.
 A click is redirected to an address that the campaign itself names, or is not there (S4). No cookies, nothing cached, no query of the
 database before the signature holds.
 """
@@ -20,6 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from domain import links
 from domain.errors import Unavailable
+from inbound import abuse
+from inbound.postback import Postbacks
 from inbound.tracking import GIF, Tracker
 from inbound.web_view import POLICY, WebView
 from store import inbound
@@ -62,6 +65,7 @@ HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
 
 
 VIEW_POLICY: Final = (b"content-security-policy", POLICY.encode())
+PLAIN: Final = (b"content-type", b"text/plain; charset=utf-8")
 PIXEL_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"content-type", b"image/gif"),
     (b"cache-control", b"no-store, private, max-age=0"),
@@ -71,8 +75,9 @@ PIXEL_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
 )
 
 
-def _page(title: str, *paragraphs: str, button: str = "") -> bytes:
-    form = f'<form method="post"><button name="List-Unsubscribe" value="One-Click">{button}</button></form>' if button else ""
+def _page(title: str, *paragraphs: str, button: str = "", fields: str = "") -> bytes:
+    acts = "" if fields else ' name="List-Unsubscribe" value="One-Click"'
+    form = f'<form method="post">{fields}<button{acts}>{button}</button></form>' if button else ""
     text = "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -80,10 +85,22 @@ def _page(title: str, *paragraphs: str, button: str = "") -> bytes:
     ).encode()
 
 
-ASK: Final = _page("Unsubscribe", "You will get no more mail from this list.", button="Unsubscribe")
+def _ask(token: str) -> bytes:
+    abuse_form = f'You never asked for it? <a href="{links.PATHS["abuse"]}{token}">Report abuse</a>'
+    return _page("Unsubscribe", "You will get no more mail from this list.", abuse_form, button="Unsubscribe")
+
+
 DONE: Final = _page(
     "You are unsubscribed", "This address gets no more mail from this list. It may take a minute for mail already on its way."
 )
+REPORT: Final = _page(
+    "Report abuse",
+    "Tell us what is wrong with this mail. You will get no more mail from its sender.",
+    fields="".join(f'<p><label><input type="radio" name="reason" value="{key}"> {text}</label></p>' for key, text in abuse.REASONS.items())
+    + f'<p><textarea name="comment" rows="4" maxlength="{abuse.MAX_COMMENT}" aria-label="Comment"></textarea></p>',
+    button="Report",
+)
+REPORTED: Final = _page("Thank you", "Your report was recorded, and this address gets no more mail from this sender.")
 UNKNOWN: Final = _page("Page not found", "This link is incomplete or not one of ours. Use the link in the message as it is.")
 LATER: Final = _page("Please try again", "We could not record this just now. Nothing is lost: open the link again in a minute.")
 AWAY: Final = _page("Please try again", "We cannot look this link up just now. Open it again in a minute.")
@@ -101,13 +118,15 @@ class Web:
     """The application. Tells `changed` after an unsubscribe, so that engines hear of it at once."""
 
     def __init__(
-        self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker, web_view: WebView
-    ) -> None:
+        self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker, web_view: WebView,
+        postbacks: Postbacks,
+    ) -> None:  # fmt: skip
         self._pool = pool
         self._key = unsubscribe_key
         self._changed = changed
         self._tracker = tracker
         self._web_view = web_view
+        self._postbacks = postbacks
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3, `http` only."""
@@ -115,8 +134,8 @@ class Web:
             raise RuntimeError(f"this application speaks http, not {scope['type']!r}")
         status, body, more = await self._answer(scope, receive)
         usual = PIXEL_HEADERS if body is GIF else HEADERS
-        if more and more[0] == VIEW_POLICY:
-            usual = tuple(each for each in HEADERS if each[0] != VIEW_POLICY[0])
+        if more and more[0] in (VIEW_POLICY, PLAIN):
+            usual = tuple(each for each in HEADERS if each[0] != more[0][0])
         headers = [*usual, (b"content-length", str(len(body)).encode()), *more]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
@@ -137,14 +156,47 @@ class Web:
                 if purpose == "open":
                     return self._open(scope, text)
                 return await (self._click(scope, text) if purpose == "click" else self._view(text))
-        prefix = links.PATHS["unsubscribe"]
-        parts = links.read(self._key, path.removeprefix(prefix)) if path.startswith(prefix) else None
+        if path.startswith(links.PATHS["postback"]):
+            return await self._postback(scope, receive, path.removeprefix(links.PATHS["postback"]))
+        prefix = next((links.PATHS[purpose] for purpose in ("unsubscribe", "abuse") if path.startswith(links.PATHS[purpose])), "")
+        parts = links.read(self._key, path.removeprefix(prefix)) if prefix else None
         if parts is None:
             return 404, UNKNOWN, ()
+        complains = prefix == links.PATHS["abuse"]
         if method != "POST":
-            return 200, ASK, ()
-        refused = await _drain(receive)
-        return refused or await self._unsubscribe(parts)
+            return 200, REPORT if complains else _ask(path.removeprefix(prefix)), ()
+        body, refused = await _body(receive)
+        return refused or await (self._complain(parts, body) if complains else self._unsubscribe(parts))
+
+    async def _postback(self, scope: Message, receive: Receive, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+        if scope["method"] == "HEAD":
+            return 405, READ_ONLY, ((b"allow", b"GET, POST"),)
+        body, refused = await _body(receive) if scope["method"] == "POST" else (b"", None)
+        if refused:
+            return refused
+        try:
+            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
+                answer = await self._postbacks.answer(text, scope["query_string"], body)
+        except (Unavailable, TimeoutError) as failure:
+            log.warning("a postback could not be recorded; the tracker was asked to repeat it", reason=str(failure))
+            return 503, AWAY, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
+        return (404, UNKNOWN, ()) if answer is None else (*answer, (PLAIN,))
+
+    async def _complain(self, parts: links.LinkParts, body: bytes) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+        try:
+            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
+                fresh = await abuse.report(self._pool, parts, body, timeout_seconds=STORE_TIMEOUT_SECONDS)
+        except ValueError:
+            return 400, UNKNOWN, ()
+        except (Unavailable, TimeoutError) as failure:
+            log.warning("a report of abuse could not be recorded; the reader was asked to repeat it", reason=str(failure))
+            return 503, LATER, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
+        if fresh is None:
+            return 404, UNKNOWN, ()
+        if fresh:
+            log.info("abuse reported", user=parts.user_id, campaign=parts.campaign_id, number=parts.number)
+            await self._changed()
+        return 200, REPORTED, ()
 
     async def _click(self, scope: Message, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
         try:
@@ -188,22 +240,24 @@ class Web:
         return 200, DONE, ()
 
 
-async def _drain(receive: Receive) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]] | None:
-    """Read the body and forget it; an answer where it is too long or too slow."""
+async def _body(receive: Receive) -> tuple[bytes, tuple[int, bytes, tuple[tuple[bytes, bytes], ...]] | None]:
+    """The body, and an answer where it is too long or too slow."""
+    pieces: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    return 400, TOO_SLOW, ()
-                size += len(message.get("body", b""))
+                    return b"", (400, TOO_SLOW, ())
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
                 if size > MAX_BODY_BYTES:
-                    return 413, TOO_LARGE, ((b"connection", b"close"),)
+                    return b"", (413, TOO_LARGE, ((b"connection", b"close"),))
                 if not message.get("more_body"):
-                    return None
+                    return b"".join(pieces), None
     except TimeoutError:
-        return 408, TOO_SLOW, ((b"connection", b"close"),)
+        return b"", (408, TOO_SLOW, ((b"connection", b"close"),))
 
 
 class _Connection(HttpToolsProtocol):

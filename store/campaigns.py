@@ -35,6 +35,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     preheader: str
     track_links: bool
     track_opens: bool
+    track_conversions: bool
     utm_source: str
     utm_medium: str
     recipients: int
@@ -96,7 +97,7 @@ class RecipientStatus(msgspec.Struct, frozen=True, kw_only=True):
 # What a caller may write of a draft
 FIELDS = (
     "name", "mail_class", "list_id", "delivery_server_id", "subject", "from_name", "from_email", "reply_to", "html", "text", "text_derived",
-    "preheader", "track_links", "track_opens", "utm_source", "utm_medium",
+    "preheader", "track_links", "track_opens", "track_conversions", "utm_source", "utm_medium",
 )  # fmt: skip
 _COLUMNS = f"id, user_id, {', '.join(FIELDS)}, state, recipients, version, created_at, started_at, finished_at"
 _HEADERS = custom_headers.OF_CAMPAIGN.format("c") + "::text as headers"

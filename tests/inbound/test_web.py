@@ -7,6 +7,7 @@ import pytest
 
 from config.settings import Mail
 from domain import links
+from inbound.postback import Postbacks
 from inbound.tracking import Keys, Tracker
 from inbound.web import MAX_BODY_BYTES, Web, WebServer
 from inbound.web_view import WebView
@@ -27,8 +28,9 @@ class Site:
         self.visits: list[Visit] = []
         self.now = 1_772_600_767.0
         tracker = Tracker(pool, Keys.derived(world.keyring.derive), self.visits.append, lambda: self.now)
+        postbacks = Postbacks(pool, world.keyring.derive)
         view = WebView(pool, world.keyring, PUBLIC_URL, Mail())
-        self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed, tracker, view), "127.0.0.1", 0)
+        self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks), "127.0.0.1", 0)
 
     async def _changed(self) -> None:
         self.told += 1

@@ -1,0 +1,41 @@
+"""The abuse report form: a reader says that he does not want this mail or never asked for it, without a mail program's help.
+
+It hangs on the token of the unsubscribe link, so it needs no link of its own in messages: `/a/` instead of `/u/`. GET shows the form, POST
+acts: a complaint like any other, which suppresses the address for all mail of this user.
+"""
+
+from typing import Final
+from urllib.parse import parse_qs
+
+from domain import feedback
+from domain.links import LinkParts
+from store import bounces
+from store.postgres import Pool, transaction
+
+REASONS: Final = {
+    "unasked": "I never asked for this mail",
+    "unwanted": "I do not want it any more",
+    "deceptive": "It is deceptive or dangerous",
+    "other": "Something else",
+}
+MAX_COMMENT: Final = 1000
+
+
+async def report(pool: Pool, parts: LinkParts, body: bytes, *, timeout_seconds: float) -> bool | None:
+    """Record the complaint of the recipient. True: done now; False: he complained before; None: there is no such recipient.
+
+    Raises Unavailable: then nothing is certain and doing it again is right.
+    """
+    said = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace"), max_num_fields=20).items()}
+    reason = said.get("reason", "")
+    details = {
+        "reason": reason if reason in REASONS else "other",
+        "comment": "".join(c for c in said.get("comment", "") if c.isprintable() or c == "\n")[:MAX_COMMENT],
+    }
+    event = bounces.Event(
+        kind=feedback.COMPLAINT, action="abuse", user_id=parts.user_id, campaign_id=parts.campaign_id, number=parts.number,
+        effect="complained", diagnostic=f"reported by the reader: {REASONS[details['reason']]}", format="web", details=details,
+    )  # fmt: skip
+    async with transaction(pool, timeout_seconds=timeout_seconds) as conn:
+        [(outcome, _)] = await bounces.record(conn, [event], bounces.Rules(), bounces.Changes())
+    return None if outcome == feedback.UNPROVEN else outcome != feedback.REPEATED
