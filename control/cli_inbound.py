@@ -8,6 +8,7 @@ from control.cli_base import EPILOG, Stores, become, click, facts, json_option, 
 from control.cli_forwarding import forwarding_group
 
 if TYPE_CHECKING:
+    from store.feedback import CampaignFeedback, DomainRates
     from store.received import ReceivedMessage
 
 TEMPORARY_FAILURE: Final = 75  # EX_TEMPFAIL of sysexits.h: every MTA keeps the message and tries again
@@ -111,6 +112,50 @@ def show_received(message_id: int, as_raw: bool, as_json: bool) -> None:
         facts((name.replace("_", " "), getattr(found, name)) for name in found.__struct_fields__ if name != "reading")
         for name, value in (found.reading or {}).items():
             _say_reading(name, value)
+
+
+_RATE_COLUMNS: Final = ("domain", ">delivered", ">refused", ">bounced later", ">complaints", ">bounce rate", ">complaint rate")
+
+
+@inbound_group.command("rates", epilog=EPILOG)
+@click.option("--campaign", "campaign_id", type=click.IntRange(1), metavar="ID", help="One campaign's, by recipient domain.")
+@click.option("--days", type=click.IntRange(1, 366), default=30, show_default=True, help="Of campaigns started in so many days.")
+@json_option
+def rates(campaign_id: int | None, days: int, as_json: bool) -> None:
+    """Show how much bounces and is complained of: by sender domain, or one campaign's by recipient domain.
+
+    Gmail and Yahoo ask for complaint rates below 0.1 % and act above 0.3 %.
+    """
+
+    async def work(stores: Stores) -> "CampaignFeedback | list[DomainRates]":
+        from store import campaigns, feedback
+        from store.postgres import connection
+
+        async with connection(stores.pool) as conn:
+            if campaign_id is None:
+                return await feedback.of_sender_domains(conn, None, days)
+            await campaigns.get(conn, None, campaign_id)
+            return await feedback.of_campaign(conn, campaign_id)
+
+    found = with_stores(work)
+    if as_json:
+        write_json(found)
+        return
+    if not isinstance(found, list):
+        facts((name.replace("_", " "), getattr(found, name)) for name in found.__struct_fields__ if name not in ("domains", *_RATES))
+        facts((name.replace("_", " "), _percent(getattr(found, name))) for name in _RATES)
+    table("", _RATE_COLUMNS, [
+        (each.domain, each.delivered, each.bounced, each.remote_bounces, each.complaints, _percent(each.bounce_rate),
+         _percent(each.complaint_rate))
+        for each in (found if isinstance(found, list) else found.domains)
+    ])  # fmt: skip
+
+
+_RATES: Final = ("bounce_rate", "complaint_rate")
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.2f} %"
 
 
 def _say_reading(name: str, value: object) -> None:

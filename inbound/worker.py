@@ -244,8 +244,12 @@ class Worker:
         return {"outcomes": dict(self.outcomes), "refusals": self.refusals, "restarts": self.restarts}
 
 
+# Classes of SQLSTATE that pass: connection, read only, rolled back (deadlock), resources, state of an object (locks), intervention, disk
+_PASSING: Final = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+
+
 def is_expected(error: Exception) -> bool:
-    """Trouble that passes: a store that is away, a deadlock, a lock that was not given. A statement it refuses is a bug of ours."""
-    if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.SyntaxOrAccessError):
-        return False
+    """Trouble that passes by itself. A statement that PostgreSQL refuses for what is in it is a bug of ours, and would come again."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in _PASSING
     return isinstance(error, Unavailable) or is_store_trouble(error)

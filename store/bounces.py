@@ -4,6 +4,7 @@ Everything is done for a group of events at once, in the order of its keys, so t
 The same event again changes nothing: `feedback` holds one row for each (campaign, number, kind, action).
 """
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -122,10 +123,13 @@ async def take_refusals(conn: PooledConnection, limit: int, rules: Rules, change
         "returning campaign_id, number, kind::text as kind, category, diagnostic",
         limit,
     )
-    effects = [
-        (row, effect) for row in rows
-        if (effect := feedback.refusal_effect(row["kind"], row["category"], classes.classify(0, row["diagnostic"]))) != "none"
-    ]  # fmt: skip
+    effects = []
+    for index, row in enumerate(rows):
+        effect = feedback.refusal_effect(row["kind"], row["category"], classes.classify(0, row["diagnostic"]))
+        if effect != "none":
+            effects.append((row, effect))
+        if index % 16 == 15:
+            await asyncio.sleep(0)  # a hostile server's words can cost milliseconds each
     campaigns = await _campaigns(conn, {row["campaign_id"] for row, _ in effects})
     found = await _recipients(conn, ((row["campaign_id"], row["number"]) for row, _ in effects if row["campaign_id"] in campaigns))
     consequences = []

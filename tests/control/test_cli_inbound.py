@@ -49,6 +49,8 @@ def test_received_mail_is_listed_and_shown(sluice: Sluice, fresh_database_url: s
     assert isinstance(found, dict)
     assert found["reading"]["failed"][0]["means"]["hard"] is True
     assert sluice("inbound", "show", "3").returncode == 2
+    assert answer(sluice("inbound", "rates", "--json")) == []
+    assert sluice("inbound", "rates", "--campaign", "7").returncode == 2
     status = json.loads(sluice("status", "--json").stdout)
     assert (status["received"]["waiting"], status["received"]["today"], status["received"]["unprocessed_today"]) == (1, {"unproven": 1}, 1)
     assert "1 waiting to be read" in sluice("status").stdout

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import pytest
 
 from domain.bounce_patterns import Pattern
@@ -245,9 +246,9 @@ async def test_what_was_refused_while_sending_has_the_same_consequences(office: 
 
 
 async def test_mail_that_takes_too_much_is_kept_flagged_and_sent_to_the_administrator(pool: Pool, world: World) -> None:
-    triage = TriageProcess(cpu_seconds=0.12)
+    triage = TriageProcess(cpu_seconds=0.015)
     office = Office(pool, world, Rules(), triage, admin_address="root@mailer.example")
-    slow = mails.soup()
+    slow = mails.soup(recipients=2000)
     try:
         rows = await office.take(mails.dsn(world), slow, slow, mails.arf(world))
     finally:
@@ -285,3 +286,42 @@ async def test_what_the_operator_says_of_a_reply_counts_in_reports_too(office: O
     (row,) = await office.take(mails.dsn(world, status="5.7.1", text="550 5.7.1 We do not want you here"))
     assert (row["outcome"], await office.state()) == ("acted", "bounced"), row["reason"]
     assert "pattern we do not want you" in row["reason"]
+
+
+async def test_a_message_that_cannot_be_handled_is_flagged_alone(office: Office, world: World, pool: Pool) -> None:
+    await pool.execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no such luck'; end $$; "
+        "create trigger refuse before insert on feedback for each row when (new.number = 2) execute function refuse()"
+    )
+    await forward_campaign(office, 3)
+    ids = []
+    for number in (1, 2, 3):
+        to = [Received(recipient=world.return_path(number=number))]
+        raw = mails.dsn(world, number=number)
+        ids += await inbound.keep(pool, peer=None, mail_from="", recipients=to, raw=raw, timeout_seconds=5)
+    with pytest.raises(asyncpg.RaiseError):
+        await office.worker.once()  # the group fails, and is taken apart
+    while await office.worker.once():
+        pass
+    rows = await pool.fetch("select outcome, reason from inbound_messages order by id")
+    assert [row["outcome"] for row in rows] == ["acted", "unreadable", "acted"]
+    assert "no such luck" in rows[1]["reason"]
+    assert await office.state() == "bounced"
+
+
+async def test_the_administrator_gets_ten_an_hour_and_old_mail_goes(pool: Pool, world: World) -> None:
+    triage = TriageProcess()
+    office = Office(pool, world, Rules(), triage, admin_address="root@mailer.example", keep_days=1.0)
+    try:
+        forged = mails.dsn(world, original=mails.header(world, token=""))
+        rows = await office.take(*[forged] * 15, to="postmaster@bounce.mailer.example")
+        assert {row["outcome"] for row in rows} == {"unproven"}
+        assert await pool.fetchval("select count(*) from forwards") == 10
+        await pool.execute("update inbound_messages set handled_at = now() - interval '2 days'")
+        await pool.execute("update forwards set state = 'sent' where inbound_id > $1", rows[1]["id"])
+        again = Office(pool, world, Rules(), triage, keep_days=1.0)
+        while await again.worker.once():
+            pass
+        assert [row["id"] for row in await pool.fetch("select id from inbound_messages order by id")] == [rows[0]["id"], rows[1]["id"]]
+    finally:
+        await triage.close()
