@@ -139,7 +139,7 @@ class Engine:
             max_size_bytes=settings.accounting.max_size_bytes,
             flush_interval_seconds=settings.accounting.flush_interval_seconds,
         )
-        self.turn = Turn(self._journal, self._suppressions, engine.lease_margin_seconds, self._settled)
+        self.turn = Turn(self._journal, self._suppressions, engine.lease_margin_seconds, self._settled, lambda: self.intake.overslept())
         self.intake = Intake(
             self.id, self._pool, self._redis, self.paths, self._ledger, self._journal, self._keyring, settings.inbound.public_url,
             engine.held_batches, engine.lease_seconds, engine.lease_margin_seconds, settings.mail,

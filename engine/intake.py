@@ -84,6 +84,17 @@ class Intake:
                 path.held -= 1
         self._wake.set()
 
+    def overslept(self) -> None:
+        """This process stood still: connections with messages of a batch whose lease has ended are dropped before a content leaves (R4).
+
+        What arrived meanwhile has been read: an answer that is there is no doubt.
+        """
+        now = time.monotonic()
+        for server_id in {held.server_id for held in self.held.values() if held.in_flight and held.lease_until <= now}:
+            path = self._paths.get(server_id)
+            for session in list(path.sessions) if path is not None else ():
+                session.abort("this engine stood still for longer than its lease")
+
     async def run(self) -> None:
         """Lease whatever the paths can send, until stopped."""
         pause = 0.0

@@ -43,7 +43,14 @@ _SESSIONS_PER_TURN = 512  # more connections than this are filled over several t
 class Turn:
     """Gathers what the connections parsed and runs once for all of them."""
 
-    def __init__(self, journal: Journal, suppressions: SuppressionSet, lease_margin: float, settled: Callable[[HeldBatch], None]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        suppressions: SuppressionSet,
+        lease_margin: float,
+        settled: Callable[[HeldBatch], None],
+        overslept: Callable[[], None],
+    ) -> None:
         self.outcomes: list[Outcome] = []  # appended to by the connections
         self.stopping = False  # drain: nothing new is begun
         self.trouble = ""  # why nothing is sent at all (R5)
@@ -54,11 +61,14 @@ class Turn:
         self._suppressions = suppressions
         self._lease_margin = lease_margin
         self._settled = settled
+        self._overslept = overslept
         self._ready: dict[SmtpSession, None] = {}
         self._closed: list[tuple[SmtpSession, str]] = []
         self._unflushed: list[SmtpSession] = []
         self._scheduled = False
         self._loop = asyncio.get_running_loop()
+        self._awake_at = time.monotonic()
+        self._stay_awake()
         self._now_us = 0
 
     # --- called by the connections ---------------------------------------------------------------------------------------
@@ -78,6 +88,19 @@ class Turn:
             self._scheduled = True
             self._loop.call_soon(self.run)
 
+    def _stay_awake(self) -> None:
+        self._look_at_the_clock()
+        self._loop.call_later(self._lease_margin / 4, self._stay_awake)
+
+    def _look_at_the_clock(self) -> None:
+        """Notice that this process stood still (SIGSTOP, a suspended machine) before anything leaves under a lease that ended meanwhile.
+
+        Both the timer and the turn look, because after such a pause either may come first.
+        """
+        before, self._awake_at = self._awake_at, time.monotonic()
+        if self._awake_at - before > self._lease_margin:
+            self._overslept()
+
     # --- the turn ----------------------------------------------------------------------------------------------------------
     def run(self) -> None:
         """Settle, fill, journal, flush. A bug in here ends the process at once."""
@@ -93,6 +116,7 @@ class Turn:
 
     def _run(self) -> None:
         self._scheduled = False
+        self._look_at_the_clock()
         self._now_us = self.clock.now_us()
         outcomes, self.outcomes = self.outcomes, []
         if outcomes:

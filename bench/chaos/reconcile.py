@@ -8,7 +8,7 @@ import msgspec
 from domain import states
 
 ASSUMED: Final = "assumed delivered"  # how a `d` begins that rests on `on_uncertain = assume_delivered`
-GIVEN_UP: Final = "given up"  # and a `b` that rests on `on_uncertain = fail`
+GIVEN_UP: Final = "given up"  # and an `x` that rests on `on_uncertain = fail`
 _EXAMPLES: Final = 3
 
 

@@ -38,7 +38,7 @@ class Parts:
         self.pool = pool
         self.journal = Journal(directory / "journal" / ME, engine_id=ME)
         self.ledger = Ledger(self.journal, pool)
-        turn = Turn(self.journal, SuppressionSet(), MARGIN_SECONDS, lambda held: self.intake.settled(held))
+        turn = Turn(self.journal, SuppressionSet(), MARGIN_SECONDS, lambda held: self.intake.settled(held), lambda: self.intake.overslept())
         about = DeliveryServer(id=server, user_id=1, name="s", host="127.0.0.1", port=1)
         self.path = EgressPath(about, "", turn, "here.example", (0, 1))
         self.intake = Intake(

@@ -1,7 +1,10 @@
 """engine.turn where it goes wrong: a turn that fails half-way ends the process; one recipient that cannot be composed does not."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +18,7 @@ FAILING_TURN = """
 import asyncio
 from engine.turn import Turn
 async def main():
-    turn = Turn(None, None, 1.0, print)
+    turn = Turn(None, None, 1.0, print, print)
     turn.outcomes.append("no outcome")
     turn.ready(None)
     await asyncio.sleep(5)
@@ -29,6 +32,29 @@ def test_a_turn_that_fails_half_way_ends_the_process_and_says_so() -> None:
     assert ended.returncode == turn.BUG_EXIT_CODE
     assert "a turn failed half-way" in ended.stdout + ended.stderr
     assert "still here" not in ended.stdout
+
+
+STANDING_STILL = """
+import asyncio, os, signal, subprocess, sys
+from engine.turn import Turn
+async def main():
+    turn = Turn(None, None, 0.2, print, lambda: print("stood still", flush=True))
+    print("begun", flush=True)
+    await asyncio.sleep(1)  # an idle second is no pause
+    os.kill(os.getpid(), signal.SIGSTOP)
+    await asyncio.sleep(0.5)
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_was_stopped_notices_before_anything_else_happens() -> None:
+    stopped = subprocess.Popen([sys.executable, "-c", STANDING_STILL], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    os.waitid(os.P_PID, stopped.pid, os.WSTOPPED)
+    time.sleep(1.0)  # five margins
+    stopped.send_signal(signal.SIGCONT)
+    said, _ = stopped.communicate(timeout=30)
+    assert said.split("\n")[0] == "begun"
+    assert said.count("stood still") == 1
 
 
 class Fragile:
