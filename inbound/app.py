@@ -95,7 +95,7 @@ class Inbound:
             if settings.metrics_port:
                 metrics.serve(settings.metrics_port, worker, visits)
             node = load.node_name(self.settings)
-            status = metrics.Status(f"{node}:{web.address[1]}", node, worker, visits, files)
+            status = metrics.Status(f"{node}:{web.address[1]}", node, worker, visits, files, collecting)
             self._tasks.append(asyncio.create_task(self._publish(status)))
             doors = " ".join(f"{name}={_shown(listener.address)}" for name, listener in listeners.items())
             sys.stdout.write(f"inbound ready {doors} http={_shown(web.address)}\n")

@@ -30,6 +30,7 @@ AT_ONCE: Final = 8  # connections
 TOTAL_TIMEOUT_SECONDS: Final = 300.0  # for one mail
 LEASE_SECONDS: Final = TOTAL_TIMEOUT_SECONDS + 60.0  # what a process that died was sending is taken by the next one then
 STEP_TIMEOUT_SECONDS: Final = 60.0
+PRUNE_SECONDS: Final = 3600.0
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class Forwarder:
         self._hostname = hostname
         self.sent = 0
         self.failed = 0
+        self._pruned_at = -PRUNE_SECONDS
 
     async def run(self) -> None:
         """Look every second; while the store is away, nothing is lost."""
@@ -57,6 +59,7 @@ class Forwarder:
             try:
                 while await self.work():
                     pass
+                await self._prune()
             except Exception as failure:
                 if not is_store_trouble(failure):
                     log.exception("forwarding failed")
@@ -73,6 +76,13 @@ class Forwarder:
             return False
         await asyncio.gather(*(self._one(each, server) for each in due))
         return server is not None
+
+    async def _prune(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._pruned_at > PRUNE_SECONDS:
+            async with postgres.transaction(self._pool) as conn:
+                await forwarding.prune(conn)
+            self._pruned_at = now
 
     async def _server(self, conn: postgres.PooledConnection) -> DeliveryServer | None:
         chosen = (await forwarding.get(conn)).delivery_server_id

@@ -48,6 +48,11 @@ class Collector:
         self._failed = ""
         self._forgotten_at = 0.0
 
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be read now, in words; empty while it can."""
+        return f"a mailbox cannot be read: {self._failed}" if self._failed else ""
+
     async def run(self) -> None:
         """Session after session; after a failure with growing pauses, said once for as long as it stays the same."""
         pause = self._interval

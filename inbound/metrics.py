@@ -1,13 +1,14 @@
 """What one inbound process says of itself: the heartbeat that `sluice status` reads, and Prometheus metrics."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector as Metrics
 
+from inbound.mailboxes import Collector
 from inbound.worker import Worker
 from journal.feedback_files import FeedbackFiles
 from journal.visits import Visits
@@ -16,12 +17,15 @@ from journal.visits import Visits
 class Status:
     """Gathers the state of one inbound process; `heartbeat` is what is published, a JSON object."""
 
-    def __init__(self, process_id: str, node: str, worker: Worker, visits: Visits, files: FeedbackFiles) -> None:
+    def __init__(
+        self, process_id: str, node: str, worker: Worker, visits: Visits, files: FeedbackFiles, mailboxes: Sequence[Collector] = ()
+    ) -> None:
         self.id = process_id
         self._node = node
         self._worker = worker
         self._visits = visits
         self._files = files
+        self._mailboxes = mailboxes
         self._started = time.time()
 
     def heartbeat(self) -> dict[str, Any]:
@@ -30,6 +34,7 @@ class Status:
         trouble = [self._worker.trouble, f"opens and clicks wait on disk: {visits.trouble}" if visits.trouble else ""]
         if self._files.trouble:
             trouble.append(f"bounces and complaints are not in the accounting files: {self._files.trouble}")
+        trouble += [each.trouble for each in self._mailboxes]
         if visits.lost:
             trouble.append(f"{visits.lost} opens and clicks were lost since the start: {visits.lost_because}")
         return {
@@ -44,7 +49,7 @@ class Status:
         }
 
 
-class InboundCollector(Collector):
+class InboundCollector(Metrics):
     """The counters of worker and visits as they stand."""
 
     def __init__(self, worker: Worker, visits: Visits) -> None:

@@ -10,6 +10,7 @@ from store.postgres import PooledConnection
 
 State = Literal["waiting", "sent", "failed"]
 
+KEPT_DAYS = 30  # of what was settled
 MAX_WAITING = 10_000  # mails in the queue; the rest is kept and not forwarded
 
 
@@ -100,6 +101,10 @@ async def page(conn: PooledConnection, before: int | None, limit: int) -> list[F
 
 async def claim(conn: PooledConnection, limit: int, lease_seconds: float) -> list[Forward]:
     """Take due mails for this process; who does not settle one within `lease_seconds` leaves it to the next."""
+    await conn.execute(
+        "update forwards f set state = 'failed', finished_at = now(), reply = 'the message is no longer kept' "
+        "where f.state = 'waiting' and f.due_at <= now() and not exists (select from inbound_messages m where m.id = f.inbound_id)"
+    )
     rows = await conn.fetch(
         "with taken as (update forwards set attempts = attempts + 1, due_at = now() + make_interval(secs => $2) where id in ("
         "select id from forwards where state = 'waiting' and due_at <= now() order by due_at limit $1 for update skip locked) "
@@ -123,3 +128,8 @@ async def settle(conn: PooledConnection, forward_id: int, reply: str, *, sent: b
         sent,
         again_in_seconds,
     )
+
+
+async def prune(conn: PooledConnection) -> None:
+    """Forget what was settled long ago."""
+    await conn.execute("delete from forwards where state <> 'waiting' and finished_at < now() - make_interval(days => $1)", KEPT_DAYS)
