@@ -49,6 +49,7 @@ HARD_CATEGORIES: Final = frozenset({"bad-mailbox", "bad-domain", "inactive-mailb
 # all the words that rules look for each has far fewer states to be built of, which is what such a text costs
 _SETS: Final = 4
 _SET_MEMORY: Final = 16 << 20
+_CACHED: Final = 8192  # replies, with what they mean
 
 _PATTERN: Final = "pattern "  # in front of an operator's pattern where else the name of a rule stands
 # What nearly every reply begins with: code and, often, status
@@ -79,6 +80,9 @@ class BounceClass(msgspec.Struct, frozen=True):
     def by_operator(self) -> bool:
         """Whether a pattern of the operator says so, and not a rule: who wrote it has looked at the text."""
         return self.rule.startswith(_PATTERN)
+
+
+_OTHER: Final = BounceClass("other", "infrastructure", hard=False)
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,11 +137,10 @@ class BounceRules:
                 self._owner.append(number)
                 self._sources.append(pattern)
         self._sets = self._compiled()
-        self._classes: dict[bool, list[BounceClass]] = {
-            permanent: [_class_of(rule, permanent) for rule in self.rules] for permanent in (False, True)
-        }
+        # pattern number -> what it means, for replies that are meant for now and for good
+        self._classes = tuple([_class_of(self.rules[owner], permanent) for owner in self._owner] for permanent in (False, True))
         self.patterns: BouncePatterns | None = None
-        self.classify = functools.lru_cache(maxsize=8192)(self._classify)
+        self.classify = functools.lru_cache(maxsize=_CACHED)(self._by_rules)
 
     def _compiled(self) -> list[tuple[int, re2.Set]]:
         """The patterns as RE2 sets in their order, each with the number of its first. Raises Invalid naming the rule."""
@@ -163,7 +166,7 @@ class BounceRules:
         """The same rules behind patterns of the operator. Raises Invalid where one of those is refused."""
         made = copy.copy(self)
         made.patterns = BouncePatterns(patterns, frozenset(CATEGORIES)) if patterns else None
-        made.classify = functools.lru_cache(maxsize=8192)(made._classify)
+        made.classify = functools.lru_cache(maxsize=_CACHED)(made._by_patterns if patterns else made._by_rules)
         return made
 
     @classmethod
@@ -175,17 +178,19 @@ class BounceRules:
             raise Invalid("bounce rules", str(failure)) from None
         return cls(read.rule, read.words)
 
-    def _classify(self, code: int, text: str) -> BounceClass:
-        if self.patterns is not None and (number := self.patterns.first(code, text)) is not None:
-            return _as_operator_says(self.patterns.patterns[number], self.patterns.verdicts[number], *self._by_rules(code, text))
-        return self._by_rules(code, text)[0]
+    def _by_patterns(self, code: int, text: str) -> BounceClass:
+        means = self._by_rules(code, text)
+        if self.patterns is None or (number := self.patterns.first(code, text)) is None:
+            return means
+        return _as_operator_says(self.patterns.patterns[number], self.patterns.verdicts[number], means, readable(code, text)[1])
 
-    def _by_rules(self, code: int, text: str) -> tuple[BounceClass, bool]:
+    def _by_rules(self, code: int, text: str) -> BounceClass:
         subject, permanent = readable(code, text)
         for start, group in self._sets:
             if matches := group.Match(subject):
-                return self._classes[permanent][self._owner[start + min(matches)]], permanent
-        return BounceClass("other", "infrastructure", hard=False), permanent
+                means: BounceClass = self._classes[permanent][start + min(matches)]
+                return means
+        return _OTHER
 
     def explain(self, code: int, text: str) -> Explained:
         """Why `classify` answers what it does."""
