@@ -304,6 +304,25 @@ def test_what_is_looked_for_in_a_message_takes_linear_time() -> None:
         assert time.perf_counter() - began < 1.0, name
 
 
+async def test_the_end_of_the_content_is_found_wherever_it_is_cut(server: Server, pool: Pool, world: World) -> None:
+    client = await server.greeted()
+    content = BODY + b"..stuffed\r\n..\r\n"
+    wire = content + b".\r\nNOOP\r\n"
+    for cut in range(len(BODY), len(wire)):
+        if cut % 20 == 0:
+            client = await server.greeted()
+        await client.say("MAIL FROM:<>")
+        await client.say(f"RCPT TO:<{world.return_path()}>")
+        await client.say("DATA")
+        client.send(wire[:cut])
+        await client.writer.drain()
+        await asyncio.sleep(0.005)
+        client.send(wire[cut:])
+        assert (await client.reply()).startswith("250"), cut
+        assert (await client.reply()).startswith("250"), cut
+    assert {row["raw"] for row in await stored(pool)} == {BODY + b".stuffed\r\n.\r\n"}
+
+
 async def test_replies_carry_enhanced_status_codes_and_the_greeting_none(server: Server) -> None:
     client = await server.connect()
     assert (await client.reply()).startswith("220 mx.mailer.example")
