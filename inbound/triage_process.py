@@ -20,9 +20,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from domain.bounce_patterns import Pattern
+from domain.errors import Unavailable
 from inbound.summary import Summary
 
-MEMORY_BYTES: Final = 768 * 1024 * 1024  # of address space, libraries and RE2's tables included
+MEMORY_BYTES: Final = 256 * 1024 * 1024  # of address space, libraries and RE2's tables included
 CPU_SECONDS: Final = 1.0
 REAL_SECONDS: Final = 10.0  # a machine that is busy may take this long for them
 START_SECONDS: Final = 30.0
@@ -67,7 +68,7 @@ class TriageProcess:
         await self._end()
 
     async def read(self, messages: Sequence[Question]) -> AsyncGenerator[Summary | Unreadable, None]:
-        """One answer for each message, in order."""
+        """One answer for each message, in order. Raises Unavailable when the child does not start."""
         done = 0
         while done < len(messages):
             process = await self._running()
@@ -105,33 +106,51 @@ class TriageProcess:
         return answer.summary if answer.summary is not None else Unreadable(answer.trouble)
 
     async def _running(self) -> Process:
-        if self._process is None or self._process.returncode is not None:
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "inbound.triage_process", *self._limits, stdin=PIPE, stdout=PIPE,
+            # nothing of ours that a message could be made to tell: neither the database nor the key
+            env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
             async with asyncio.timeout(START_SECONDS):
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "inbound.triage_process", *self._limits, stdin=PIPE, stdout=PIPE,
-                    # nothing of ours that a message could be made to tell: neither the database nor the key
-                    env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
-                )  # fmt: skip
-                await _send(self._process, [self._patterns])
-                assert self._process.stdout is not None
-                await self._process.stdout.readexactly(1)
-        return self._process
+                await _send(process, [self._patterns])
+                await process.stdout.readexactly(1)
+        except (TimeoutError, asyncio.IncompleteReadError):
+            await _kill(process)
+            raise Unavailable(f"the process that reads messages does not start (exit code {process.returncode})") from None
+        except BaseException:
+            await _kill(process)
+            raise
+        self._process = process
+        return process
 
     async def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            await _kill(process)
 
     async def close(self) -> None:
         """End the child."""
         await self._end()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the running child."""
+        return self._process.pid if self._process else None
+
 
 _ENVIRONMENT: Final = frozenset({"PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONHASHSEED"})
+
+
+async def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 async def _send(process: Process, messages: Sequence[Question | Sequence[Pattern]]) -> None:
