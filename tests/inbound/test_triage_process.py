@@ -65,7 +65,8 @@ async def test_a_caller_who_goes_away_leaves_no_answers_behind_for_the_next() ->
 
 
 async def test_a_process_that_does_not_start_is_trouble_and_no_answer() -> None:
-    process = TriageProcess(memory_bytes=-5)  # no limit the kernel takes
+    process = TriageProcess()
+    await process.use([Pattern("/(/", "Hard")])  # nobody checked it
     with pytest.raises(Unavailable, match="does not start"):
         await answers(process, SMALL)
     assert process.pid is None
