@@ -126,6 +126,7 @@ class Mail(_Section, frozen=True):
     x_mailer: str = ""  # empty: no X-Mailer
     complaints_to: str = ""  # X-Complaints-To; empty: none
     cfbl_address: str = ""  # CFBL-Address (RFC 9477); empty: none
+    unsubscribe_copy_to: str = ""  # gets a copy of each unsubscribe; empty: nobody
     feedback_sender_id: str = ""  # last part of Feedback-ID; empty: none
     sender_domain: str = ""  # return-path domain of delivery servers without one
     catch_all_domain: str = ""  # the same, after sender_domain

@@ -80,7 +80,8 @@ class Inbound:
             tracker = Tracker(pool, Keys.derived(keyring.derive), visits.add)
             view = WebView(pool, keyring, settings.public_url, self.settings.mail)
             postbacks = Postbacks(pool, keyring.derive)
-            site = Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks)
+            copy_to = self.settings.mail.unsubscribe_copy_to
+            site = Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks, copy_to)
             web = _bind(site, settings.http_host, settings.http_port)
             await web.start()
             for name, listener in listeners.items():

@@ -119,7 +119,7 @@ class Web:
 
     def __init__(
         self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker, web_view: WebView,
-        postbacks: Postbacks,
+        postbacks: Postbacks, unsubscribe_copy_to: str = "",
     ) -> None:  # fmt: skip
         self._pool = pool
         self._key = unsubscribe_key
@@ -127,6 +127,7 @@ class Web:
         self._tracker = tracker
         self._web_view = web_view
         self._postbacks = postbacks
+        self._copy_to = unsubscribe_copy_to
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3, `http` only."""
@@ -226,8 +227,9 @@ class Web:
     async def _unsubscribe(self, parts: links.LinkParts) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
         try:
             async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
+                note = f"one-click, campaign {parts.campaign_id}"
                 fresh = await inbound.unsubscribe(
-                    self._pool, *parts, note=f"one-click, campaign {parts.campaign_id}", timeout_seconds=STORE_TIMEOUT_SECONDS
+                    self._pool, *parts, note=note, timeout_seconds=STORE_TIMEOUT_SECONDS, copy_to=self._copy_to
                 )
         except (Unavailable, TimeoutError) as failure:
             log.warning("an unsubscribe could not be recorded; the sender was asked to repeat it", reason=str(failure))

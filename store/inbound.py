@@ -6,6 +6,7 @@ from domain import address
 from domain.campaign import CampaignContent, Recipient
 from domain.egress import DeliveryServer
 from store import campaigns, egress, messages, suppressions
+from store.messages import Part, Target
 from store.postgres import Pool, PooledConnection, connection, transaction
 
 # Reports on the last messages of a delivery server arrive after it was deleted
@@ -66,8 +67,10 @@ async def return_addresses(pool: Pool, *, timeout_seconds: float) -> tuple[froze
     return frozenset(each.rpartition("@")[2] for each in found), frozenset(each for each in found if "@" in each)
 
 
-async def unsubscribe(pool: Pool, user_id: int, campaign_id: int, number: int, *, note: str, timeout_seconds: float) -> bool | None:
-    """Take the recipient of one sent message off the campaign's list.
+async def unsubscribe(
+    pool: Pool, user_id: int, campaign_id: int, number: int, *, note: str, timeout_seconds: float, copy_to: str = ""
+) -> bool | None:
+    """Take the recipient of one sent message off the campaign's list, and tell `copy_to` of it in a message of its own.
 
     True: done now; False: it was off the list already; None: there is no such recipient. Raises Unavailable: then nothing is
     certain and doing it again is right.
@@ -83,7 +86,28 @@ async def unsubscribe(pool: Pool, user_id: int, campaign_id: int, number: int, *
         )
         if row is None:
             return None
-        return await suppressions.unsubscribe(conn, user_id, row["list_id"], row["subscriber_id"], address.key(row["email"]), note=note)
+        fresh = await suppressions.unsubscribe(conn, user_id, row["list_id"], row["subscriber_id"], address.key(row["email"]), note=note)
+        if fresh and copy_to:
+            await _copy(conn, user_id, campaign_id, row["email"], copy_to)
+        return fresh
+
+
+_COPY_SUBJECT = "Unsubscribed: {{ subscriber.address }}"
+_COPY_TEXT = "{{ subscriber.address }} has left the list {{ subscriber.list }} (campaign {{ subscriber.campaign }}).\n"
+
+
+async def _copy(conn: PooledConnection, user_id: int, campaign_id: int, email: str, copy_to: str) -> None:
+    """The copy of an unsubscribe (requirement 97): by the way and in the name of the campaign it is about."""
+    row = await conn.fetchrow(
+        "select c.name, c.delivery_server_id, coalesce(nullif(c.from_email, ''), l.sender_email, '') as sender, "
+        "coalesce(l.name, '') as list from campaigns c left join lists l on l.id = c.list_id where c.id = $1",
+        campaign_id,
+    )
+    assert row is not None
+    target = Target(user_id=user_id, delivery_server_id=row["delivery_server_id"], mail_class="transactional", list_id=None)
+    part = Part(name="copies of unsubscribes", subject=_COPY_SUBJECT, text=_COPY_TEXT, from_email=row["sender"] or copy_to)
+    data = {"address": email, "list": row["list"], "campaign": f"{campaign_id} {row['name']}".strip()}
+    await messages.add(conn, target, part, {"campaign": str(campaign_id)}, [(copy_to, msgspec.json.encode(data).decode())])
 
 
 class Sent(msgspec.Struct, frozen=True):

@@ -2,9 +2,11 @@
 
 import pytest
 
+from compose.campaign import CompiledCampaign
 from domain import links
+from domain.campaign import Recipient
 from domain.links import LinkParts
-from store import conversions
+from store import campaigns, conversions, egress, inbound, messages
 from store.conversions import S2sSettings
 from store.postgres import Pool, transaction
 from tests.inbound.conftest import World
@@ -86,3 +88,24 @@ async def test_a_reader_reports_abuse_and_gets_no_more_mail_of_this_user(site: S
     assert tuple(row) == ("f", "abuse", "complained", "unasked", "Stop\nnow")
     changed = world.token[:-2] + ("AA" if world.token[-2:] != "AA" else "BB")
     assert (await site.ask("POST", f"/a/{changed}", b""))[0] == 404
+
+
+async def test_the_copy_of_an_unsubscribe_is_a_message_of_its_own(world: World, pool: Pool) -> None:
+    await pool.execute("update campaigns set from_email = 'news@mailer.example' where id = $1", world.campaign_id)
+    for expected in (True, False):
+        done = await inbound.unsubscribe(
+            pool, world.user_id, world.campaign_id, 1, note="x", timeout_seconds=5, copy_to="leavers@mailer.example"
+        )
+        assert done is expected
+    rows = await pool.fetch("select number, email, data::text as data from recipients where campaign_id <> $1", world.campaign_id)
+    assert [row["email"] for row in rows] == ["leavers@mailer.example"]
+    async with pool.acquire() as conn:
+        [message] = await messages.list_messages(conn, world.user_id, None, 10)
+        content = await campaigns.content(conn, message.campaign_id, message.part)
+        way = await egress.get(conn, world.user_id, message.delivery_server_id)
+    recipient = Recipient(rows[0]["number"], -1, rows[0]["email"], rows[0]["data"].encode())
+    [built] = CompiledCampaign(content, way, world.keyring, "http://127.0.0.1:8080").build([recipient], composed_at=1.7e9, attempt=1)
+    assert isinstance(built, tuple)
+    assert b"\r\nSubject: Unsubscribed: Ada@reader.example\r\n" in built[2]
+    assert b"has left the list News (campaign" in built[2].replace(b"=20", b" ")
+    assert b"List-Unsubscribe" not in built[2]
