@@ -26,10 +26,12 @@ cdef enum:
     SMALLEST = 1024  # slots
 
 
+@cython.overflowcheck(False)  # of hashes, bits fall off and sums wrap round
 cdef inline uint64_t _rotate(uint64_t x, int by) noexcept nogil:
     return x << by | x >> (64 - by)
 
 
+@cython.overflowcheck(False)
 cdef inline void _round(uint64_t* v) noexcept nogil:
     v[0] += v[1]
     v[1] = _rotate(v[1], 13) ^ v[0]
@@ -43,6 +45,7 @@ cdef inline void _round(uint64_t* v) noexcept nogil:
     v[2] = _rotate(v[2], 32)
 
 
+@cython.overflowcheck(False)
 cdef uint64_t _siphash(uint64_t k0, uint64_t k1, const char* data, Py_ssize_t length) noexcept nogil:
     """SipHash-1-3 of `length` octets."""
     cdef uint64_t[4] v
@@ -71,6 +74,7 @@ cdef uint64_t _siphash(uint64_t k0, uint64_t k1, const char* data, Py_ssize_t le
     return v[0] ^ v[1] ^ v[2] ^ v[3]
 
 
+@cython.overflowcheck(False)
 cdef inline uint64_t _big_endian(const uint8_t* data, int octets) noexcept nogil:
     cdef uint64_t value = 0
     cdef int i
@@ -157,6 +161,7 @@ cdef class AddressSet:
         free(old)
         return 0
 
+    @cython.overflowcheck(False)
     cdef bint _add(self, long long user_id, long long list_id, const char* key, Py_ssize_t length) except -1:
         cdef uint64_t scope = self._scope(user_id, list_id)
         cdef uint64_t hash = _siphash(self.k0, self.k1, key, length) + scope
@@ -174,6 +179,7 @@ cdef class AddressSet:
         self.scopes[scope] = self.scopes.get(scope, 0) + 1
         return True
 
+    @cython.overflowcheck(False)
     cdef bint _discard(self, long long user_id, long long list_id, const char* key, Py_ssize_t length) except -1:
         cdef uint64_t scope = self._scope(user_id, list_id)
         cdef uint64_t hash = _siphash(self.k0, self.k1, key, length) + scope
@@ -325,6 +331,7 @@ cdef class AddressSet:
                         return True
         return False
 
+    @cython.overflowcheck(False)
     cdef inline bint _any(self, const uint64_t* scopes, int count, const char* key, Py_ssize_t length) noexcept nogil:
         cdef uint64_t hash = _siphash(self.k0, self.k1, key, length)
         cdef int i
