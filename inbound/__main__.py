@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
@@ -10,6 +11,9 @@ from config import load, logs
 from domain.errors import SluiceError
 from inbound.app import Inbound
 from store import embedded
+
+
+NICENESS: Final = 5  # when processor time is short, sending comes first: strangers decide how busy this process is
 
 
 def main() -> int:
@@ -20,6 +24,8 @@ def main() -> int:
         logs.configure(settings.node.log_level)
         with embedded.resolve(settings.database.url, settings.redis.url, load.state_directory(settings)) as backends:
             settings = load.with_stores(settings, backends.database_url, backends.redis_url)
+
+            os.nice(NICENESS)  # not before: private servers that are started here serve the engines, too
 
             async def run() -> None:
                 await Inbound(settings).run()
