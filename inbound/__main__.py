@@ -12,7 +12,6 @@ from domain.errors import SluiceError
 from inbound.app import Inbound
 from store import embedded
 
-
 NICENESS: Final = 5  # when processor time is short, sending comes first: strangers decide how busy this process is
 
 
