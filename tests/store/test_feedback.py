@@ -22,11 +22,11 @@ async def sent(pool: Pool) -> int:
             f"p{number}@people.example",
         )  # fmt: skip
     await pool.execute("insert into campaign_totals (campaign_id, journal, delivered, bounced) values ($1, 'e', 2, 1)", campaign)
-    for number, kind, action, effect in ((1, "rb", "failed", "hard"), (2, "f", "complaint", "complained")):
+    for number, event, action, effect in ((1, "rb", "failed", "hard"), (2, "f", "complaint", "complained")):
         await pool.execute(
             "insert into feedback (kind, action, user_id, campaign_id, number, recipient, effect) "
             "select $2, $3, user_id, id, $4, $5, $6 from campaigns where id = $1",
-            campaign, kind, action, number, f"p{number}@People.example", effect,
+            campaign, event, action, number, f"p{number}@People.example", effect,
         )  # fmt: skip
     await pool.execute("insert into campaign_feedback (campaign_id, hard, remote_bounces, complaints) values ($1, 2, 1, 1)", campaign)
     return campaign
