@@ -46,15 +46,6 @@ def _reason(error: Exception) -> str:
     return "it holds half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else str(error)
 
 
-def _refuse(field: str, error: Exception) -> Invalid:
-    """Why one recipient gets no message (bad inputs 47, 48)."""
-    if isinstance(error, Invalid):
-        return error
-    if not isinstance(error, (UnicodeEncodeError, Unsendable, msgspec.MsgspecError)):
-        return Invalid(field, f"cannot be rendered: {Exception.__str__(error) or type(error).__name__}")
-    return Invalid("merge data" if field in ("html", "text") else field, f"bad merge data: {_reason(error)}")
-
-
 class CompiledCampaign:
     """One campaign behind one delivery server, ready to be built for any of its recipients.
 
@@ -87,7 +78,8 @@ class CompiledCampaign:
         }
         self._tags = Tags(keyring.derive("hashed-id"), constants, domain.decode("ascii"))
         layout = self._layout = Layout()
-        layout.refuse = _refuse
+        self._by_field: dict[str, liquid.Compiled] = {}
+        layout.refuse = self._refuse
         layout.address = lambda text: header_rules.address_octets("email", text)
         layout.decode = _decode
         layout.decode_value = _decode_value
@@ -163,6 +155,22 @@ class CompiledCampaign:
             return self._layout.html.render(scope)
         return f"<pre>{escape(self._layout.text.render(scope))}</pre>" if self._layout.text is not None else None
 
+    def _refuse(self, field: str, error: Exception) -> Invalid:
+        """Why one recipient gets no message (bad inputs 47, 48)."""
+        if isinstance(error, Invalid):
+            return error
+        if not isinstance(error, (UnicodeEncodeError, Unsendable, msgspec.MsgspecError)):
+            place = self._by_field[field].place() if field in self._by_field else ""
+            return Invalid(field, f"{place}cannot be rendered: {Exception.__str__(error) or type(error).__name__}")
+        return Invalid("merge data" if field in ("html", "text") else field, f"bad merge data: {_reason(error)}")
+
+    def empty_values(self) -> dict[str, int]:
+        """How often a value came out empty in the messages built so far, by what the templates call it; only those that did."""
+        found: dict[str, int] = {}
+        for output in (output for each in self._compiled for output in each.outputs if output.empty):
+            found[output.name] = found.get(output.name, 0) + output.empty
+        return found
+
     def scope(self, recipient: Recipient, *, composed_at: float) -> dict[str, Any]:
         """The variables that the templates see for `recipient`."""
         return self._layout.scope(recipient, self._at(composed_at)[1])
@@ -220,6 +228,7 @@ class CompiledCampaign:
                 splice = Splicer(self._tracking)
                 compiled = liquid.compile_template(field, marked, liquid.HTML, constants, self._tags.rewrite, splice, self._names)
         self._compiled.append(compiled)
+        self._by_field[field] = compiled
         return compiled.program
 
     def _line(self, field: str, source: str, constants: dict[str, Any]) -> tuple[str, Program | None]:
@@ -233,6 +242,7 @@ class CompiledCampaign:
         if compiled.constant is not None:
             return compiled.constant, None
         self._compiled.append(compiled)
+        self._by_field[field] = compiled
         return "", compiled.program
 
     def _custom(self, layout: Layout, constants: dict[str, Any]) -> bytes:

@@ -79,13 +79,22 @@ TEXT: Final = environment(autoescape=False)
 class Compiled:
     """One template: its program and what it asks for."""
 
-    def __init__(self, program: ops.Program, translator: Translator) -> None:
+    def __init__(self, program: ops.Program, translator: Translator, source: str) -> None:
         self.program = program
+        self._source = source
         self.literals = translator.literals  # the texts that stand in the template itself
         self.roots = translator.roots  # every variable name that is the first part of a path
         self.dynamic = translator.dynamic  # a name is computed, so any variable may be asked for
         self.outputs = translator.outputs  # the places of values, which count how often they stay empty
         self.constant = "".join(translator.literals) if translator.only_text else None  # the whole text, when it is the same for everybody
+
+    def place(self) -> str:
+        """Where a rendering that failed stood, as "line 3, column 7: "; with marks in the source the line alone; "" where nobody knows."""
+        at = self.program.at
+        if at < 0:
+            return ""
+        place = _position(self._source, at)
+        return f"{place.partition(',')[0] if chr(0) in self._source else place}: "
 
     def asks_for(self, root: str) -> bool:
         """Tell whether rendering may look at the variable `root`."""
@@ -181,4 +190,4 @@ def compile_template(
         raise _refuse(field, source, error, env.at) from error
     except RecursionError as error:
         raise Invalid(field, "it is nested too deeply") from error
-    return Compiled(ops.Program(block, translator.make_context), translator)
+    return Compiled(ops.Program(block, translator.make_context), translator, source)

@@ -37,9 +37,9 @@ def render(template: str, data: Mapping[str, Any], *, html: bool = False, sender
     except UnicodeEncodeError:
         raise Invalid("data", "it holds half of a surrogate pair") from None
     except LiquidError as error:
-        raise Invalid(FIELD, Exception.__str__(error) or type(error).__name__) from error
+        raise Invalid(FIELD, f"{compiled.place()}{Exception.__str__(error) or type(error).__name__}") from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise Invalid(FIELD, f"cannot be rendered: {error or type(error).__name__}") from error
+        raise Invalid(FIELD, f"{compiled.place()}cannot be rendered: {error or type(error).__name__}") from error
     return text
 
 

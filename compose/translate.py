@@ -71,11 +71,14 @@ class Context(RenderContext):
 
         def bounded(left: object, *arguments: object, **named: object) -> object:
             if self.frame is not None:
-                self.frame.charge(1)
+                self.frame.charge(1 + ops.effort(left) * ops.WEIGHTS.get(name, 1))
             ops.guard(left)
             for argument in (*arguments, *named.values()):
                 ops.guard(argument)
-            return ops.guard(function(left, *arguments, **named))
+            answer = function(left, *arguments, **named)
+            if self.frame is not None:
+                self.frame.charge(ops.effort(answer))
+            return ops.guard(answer)
 
         return bounded
 
@@ -225,6 +228,7 @@ class Translator:
             if operation is not None:
                 self.only_text = False
                 flush()
+                operation.at = node.token.start_index
                 operations.append(operation)
         flush()
         return ops.Block(operations)

@@ -29,6 +29,8 @@ cdef class Frame:
 
 
 cdef class Operation:
+    cdef public Py_ssize_t at   # where it stands in the source, for errors; -1: nowhere
+
     cdef int run(self, Frame frame) except -1
 
 
@@ -39,6 +41,7 @@ cdef class Block(Operation):
 cdef class Program:
     cdef Block block
     cdef object make_context
+    cdef readonly Py_ssize_t at   # where the last rendering stood when it failed
     cdef Frame frame  # the last one, to be used again
 
     cdef Frame start(self, dict scope, Row row)

@@ -10,9 +10,11 @@ LOOP_LIMIT: int
 VALUE_LIMIT: int
 OUTPUT_LIMIT: int
 NUMBER_BITS: int
+WEIGHTS: dict[str, int]
 PERSONAL: frozenset[str]
 
 def guard(value: object) -> object: ...
+def effort(value: object) -> int: ...
 
 @final
 class Frame:
@@ -77,7 +79,8 @@ class Filtered(Expression):
     def __init__(self, left: Expression, filters: list[Filter]) -> None: ...
 
 @disjoint_base
-class Operation: ...
+class Operation:
+    at: int
 
 @final
 class Literal(Operation):
@@ -146,5 +149,7 @@ class ForeignNode(Operation):
 
 @final
 class Program:
+    @property
+    def at(self) -> int: ...
     def __init__(self, block: Block, make_context: Callable[..., Any]) -> None: ...
     def render(self, scope: dict[str, Any]) -> str: ...

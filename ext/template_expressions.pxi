@@ -183,6 +183,7 @@ cdef class Compare(Expression):
                 return not answer if self.negated else answer
         left = self.left.value(frame)
         right = self.right.value(frame)
+        frame.count(1 + effort(left))
         if self.equals and type(left) is str and isinstance(right, str):
             answer = <str>left == right
         else:
@@ -233,7 +234,7 @@ cdef class Filter:
     cdef tuple arguments
     cdef dict named
     cdef str wants
-    cdef int kind
+    cdef int kind, start, weight
     cdef object may_keep
     cdef dict kept
 
@@ -251,6 +252,8 @@ cdef class Filter:
         self.named = named
         self.wants = wants
         self.kind = ORDINARY
+        self.start = 50 if wants == "scope" else 1  # a date in words takes long to read
+        self.weight = WEIGHTS.get(name, 1)
         if name == "default" and len(arguments) == 1 and not named:
             self.kind = DEFAULT
         elif name == "escape" and not arguments and not named and autoescape:
@@ -266,6 +269,7 @@ cdef class Filter:
             if self.kind == DEFAULT:
                 return value if value else guard((<Expression>self.arguments[0]).value(frame))
             if self.kind == ESCAPE:
+                frame.count(1 + (len(<str>value) >> 5))
                 return markup_escape(value)
             if self.kind == ROUND and "." in value and len(<str>value) <= MEMO_CHARACTERS:
                 try:
@@ -293,18 +297,22 @@ cdef class Filter:
     cdef object call(self, Frame frame, object value):
         cdef list arguments = [guard(value)]
         cdef dict named
-        frame.count(1 + len(<str>value) // 256 if type(value) is str else 1)
+        frame.count(self.start + effort(value) * self.weight)
         for argument in self.arguments:
             arguments.append(guard((<Expression>argument).value(frame)))
         try:
             if not self.named and not self.wants:
-                return guard(self.function(*arguments))
+                return self.answer(frame, self.function(*arguments))
             named = {name: guard((<Expression>argument).value(frame)) for name, argument in self.named.items()}
             if self.wants:
                 named[self.wants] = frame.foreign() if self.wants == "context" else frame.common()
-            return guard(self.function(*arguments, **named))
+            return self.answer(frame, self.function(*arguments, **named))
         except TypeError as error:
             raise LiquidTypeError(f"{self.name}: {error}", token=None) from error
+
+    cdef object answer(self, Frame frame, object answer):
+        frame.count(effort(answer))
+        return guard(answer)
 
 
 @cython.final

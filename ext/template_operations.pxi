@@ -8,6 +8,9 @@ cdef enum:  # what an operation answers
 cdef class Operation:
     """Writes text or changes the scope, as python-liquid's `Node.render` would."""
 
+    def __cinit__(self):
+        self.at = -1
+
     cdef int run(self, Frame frame) except -1:
         raise NotImplementedError
 
@@ -144,6 +147,8 @@ cdef class Block(Operation):
         cdef int answer
         frame.count(len(self.operations))
         for operation in self.operations:  # all of them are Operations: looked at once, when the block was made
+            if (<Operation>operation).at >= 0:
+                frame.program.at = (<Operation>operation).at
             answer = (<Operation>operation).run(frame)
             if answer:
                 return answer

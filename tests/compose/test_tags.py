@@ -122,6 +122,17 @@ def test_a_tag_in_the_subject_of_the_campaign_is_checked_when_it_is_saved():
         campaign(subject="%Subscriber:Nick%\nx")
 
 
+def test_values_that_came_out_empty_are_counted() -> None:
+    source = "{{ subscriber.city }}%Subscriber:Nick%{{ subscriber.x | upcase }}{{ subscriber.y | default: 'd' }}"
+    compiled = campaign(text=source + "%Weather:Today%{{ nothing.at.all }}", html="", subject="s")
+    assert compiled.empty_values() == {}
+    people = [recipient(1, city="Lyon", nick="L"), recipient(2, city=""), recipient(3, city=None, x="")]
+    compiled.build(people, composed_at=1.7e9, attempt=1)
+    assert compiled.empty_values() == {
+        "subscriber.city": 2, "%Subscriber:Nick%": 2, "subscriber.x | upcase": 3, "%Weather:Today%": 3, "nothing.at.all": 3,
+    }  # fmt: skip
+
+
 def test_a_fallback_stands_in_for_no_value() -> None:
     template = "%Subscriber:FirstName|dear reader%, %Subscriber:Nothing|you & <me>%|"
     assert render("%Subscriber:FirstName|dear reader%!", {"subscriber": {"first_name": ""}}) == "dear reader!"
