@@ -126,7 +126,7 @@ class Session(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         address = transport.get_extra_info("peername")
-        self.peer = str(address[0]) if isinstance(address, tuple) and address else ""
+        self.peer = _plain(str(address[0])) if isinstance(address, tuple) and address else ""
         self._limits.sessions.add(self)
         self._session_timer = self.loop.call_later(self._limits.patience.session, self._timeout_cb)
 
@@ -146,8 +146,10 @@ class Session(SMTP):
         self._reader = _Lines(reader, self)  # type: ignore[assignment]
 
     def _count_peer(self, peer: str) -> None:
-        """Count this session for `peer` and for nobody else; "" for nobody."""
+        """Count this session for `peer` and for nobody else; "" for nobody. Of IPv6 the first 64 bits count: one customer has them all."""
         peers = self._limits.peers
+        if ":" in peer:
+            peer = str(ipaddress.ip_network((peer, 64), strict=False))
         if self._counted_peer:
             peers[self._counted_peer] -= 1
             if peers[self._counted_peer] <= 0:
@@ -196,7 +198,7 @@ class Session(SMTP):
         if not self._door.proxies or not self.peer:
             self._count_peer(self.peer)
             return True
-        address = ipaddress.ip_address(self.peer.partition("%")[0])
+        address = ipaddress.ip_address(self.peer)
         if not any(address in network for network in self._door.proxies):
             self._count_peer(self.peer)
             return True
@@ -206,7 +208,7 @@ class Session(SMTP):
             log.warning("a proxy sent no PROXY header that can be read", peer=self.peer, reason=found.error)
             return False
         if found.src_addr and found.command != V2_CMD.LOCAL and not isinstance(found.src_addr, bytes):
-            self.peer = str(found.src_addr)
+            self.peer = _plain(str(found.src_addr))
             self._count_peer(self.peer)
         self._reset_timeout()
         return True
@@ -432,6 +434,12 @@ class Session(SMTP):
     def _uncount(self) -> None:
         self._limits.buffered_bytes -= self._counted
         self._counted = 0
+
+
+def _plain(address: str) -> str:
+    """An IP address without its zone; one of IPv4 as such, also where it came in by a socket of IPv6."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 class _Hooks:

@@ -255,6 +255,15 @@ async def test_peers_behind_a_proxy_are_counted_by_their_own_addresses(pool: Poo
         assert server.listener.limits.peers["203.0.113.7"] == 12
 
 
+async def test_of_ipv6_the_network_counts_and_mapped_addresses_are_plain_ones(pool: Pool, world: World) -> None:
+    async with serving(pool, world, proxies=(ip_network("127.0.0.1"),)) as server:
+        for address in ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "::ffff:203.0.113.7"):
+            client = await server.connect()
+            client.send(f"PROXY TCP6 {address} ::1 1 25\r\n".encode())
+            assert (await client.reply()).startswith("220")
+        assert server.listener.limits.peers == {"2001:db8:1:2::/64": 2, "203.0.113.7": 1}
+
+
 async def test_from_anybody_else_proxy_is_no_command(pool: Pool, world: World) -> None:
     async with serving(pool, world, proxies=(ip_network("10.0.0.0/8"),)) as server:
         client = await server.greeted()

@@ -71,7 +71,7 @@ async def test_a_password_or_certificate_that_is_not_there_is_named(tmp_path: Pa
         ({"SLUICE_INBOUND_MAILBOXES": "imaps://u@h?password_file=/nowhere/x"}, "inbound.mailboxes: imap://u@h:993/INBOX: cannot read"),
         ({"SLUICE_INBOUND_TLS_CERTIFICATE_FILE": "/nowhere/x.pem"}, "inbound.tls_certificate_file: cannot use /nowhere/x.pem"),
     ):
-        process = await start(tmp_path, fresh_database_url, redis_url, **settings)
+        process = await start(tmp_path, fresh_database_url, redis_url, **settings)  # type: ignore[arg-type]
         _, errors = await asyncio.wait_for(process.communicate(), 30)
         assert process.returncode == 2
         assert sentence in errors.decode()
