@@ -197,7 +197,7 @@ class BounceRules:
         means = self.classify(code, text)
         number = None if self.patterns is None else self.patterns.first(code, text)
         subject, _ = readable(code, text)
-        matches = sorted(start + match for start, group in self._sets for match in group.Match(subject))
+        matches = sorted(start + match for start, group in self._sets for match in group.Match(subject) or ())
         names = [self.rules[self._owner[match]].name for match in matches]
         return Explained(
             category=means.category,

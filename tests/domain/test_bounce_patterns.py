@@ -56,6 +56,16 @@ def test_the_first_that_matches_wins_and_what_matches_none_goes_to_the_rules():
     assert both.with_patterns([]).classify(0, "550 user unknown") == shipped_rules().classify(0, "550 user unknown")
 
 
+def test_any_reply_is_explained_with_the_pattern_or_rule_that_decides():
+    both = rules("user unknown==>Soft", "/user/==>Hard")
+    found = both.explain(0, "550 5.1.1 user unknown")
+    assert (found.hard, found.bounce_pattern, found.rule, found.status) == (False, "user unknown==>Soft", "unknown", "5.1.1")
+    for reply in ("", "x", "550 x", "zzzz", "550 no user here", "\U0001f600", "550 5.7.1 blocked using spamhaus"):
+        found = both.explain(0, reply)
+        assert found.category == both.classify(0, reply).category
+        assert (found.bounce_pattern is None) is not both.classify(0, reply).by_operator
+
+
 @pytest.mark.parametrize(
     ("line", "field", "said"),
     [

@@ -33,7 +33,7 @@ def made() -> AddressSet:
     return AddressSet(os.urandom(16), address.key)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.booleans(), SCOPES, ENTRIES), max_size=40), st.lists(ADDRESSES, min_size=1, max_size=10))
 def test_it_holds_what_a_plain_set_holds_and_covers_what_the_rules_say(changes, asked):
     fast, slow = made(), set()
