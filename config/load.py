@@ -23,7 +23,7 @@ from domain import mailbox
 from domain.errors import ConfigurationError, Invalid
 
 # Variables of ours that are no settings: the launcher, the build and the command read them
-OTHER_VARIABLES: Final = frozenset({"SLUICE_CONFIG", "SLUICE_NO_SYSTEM", "SLUICE_CYTHON_DEBUG", "SLUICE_NATIVE"})
+OTHER_VARIABLES: Final = frozenset({"SLUICE_CONFIG", "SLUICE_DKIM_LANES", "SLUICE_NO_SYSTEM", "SLUICE_CYTHON_DEBUG", "SLUICE_NATIVE"})
 SECRET_KEYS: Final = frozenset({"secrets.key", "control.admin_key"})
 # Their values may hold a password, so no message repeats them
 UNQUOTED_KEYS: Final = SECRET_KEYS | {"database.url", "redis.url", "inbound.mailboxes"}
