@@ -106,16 +106,32 @@ _any_metadata = msgspec.json.Decoder(dict[str, Any]).decode
 Row = tuple[str, str]  # address, merge data as a JSON object
 
 
+_FIND = (
+    "select id from campaigns where user_id = $1 and delivery_server_id = $2 and mail_class = $3 "
+    "and coalesce(list_id, 0) = coalesce($4::bigint, 0) and stream_month = date_trunc('month', now() at time zone 'UTC')::date "
+    "and state not in ('cancelling', 'cancelled')"
+)
+# One statement, because the row of the stream stays locked from here to the end of the transaction and others wait for it
+_TAKE = (
+    "with stream as (update campaigns set recipients = recipients + $2, batches = batches + ($2 - 1) / $3 + 1, finished_at = null, "
+    "state = case when state = 'completed' then 'running' else state end "
+    "where id = $1 and state not in ('cancelling', 'cancelled') "
+    "returning id, recipients - $2 + 1 as first, recipients as last, batches - ($2 - 1) / $3 as batch), "
+    "people as (insert into recipients (campaign_id, number, subscriber_id, email, data) "
+    "select s.id, s.first + p.place - 1, -(s.first + p.place - 1), p.email, p.data from stream s, {people} p), "
+    "cut as (insert into batches (campaign_id, batch, part, first_number, last_number, done) "
+    "select s.id, s.batch + n, $4, s.first + n * $3, least(s.first + (n + 1) * $3 - 1, s.last), "
+    "repeat('0', least($3, $2 - n * $3)::int)::varbit from stream s, generate_series(0, ($2::int - 1) / $3::int) n) "
+    "insert into messages (user_id, campaign_id, part, name, first_number, last_number, metadata) "
+    "select $5, s.id, $4, $6, s.first, s.last, $7 from stream s returning id, created_at, first_number, last_number"
+)
+_GIVEN = _TAKE.format(people="(select place, email, data from unnest($8::text[], $9::json[]) with ordinality t (email, data, place))")
+_GATHERED = _TAKE.format(people="(select row_number() over (order by row) as place, email, data from message_rows)")
+
+
 async def add(conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], rows: Sequence[Row]) -> Message:
     """Take a message for `rows`, in the caller's transaction: once that is committed, every recipient gets an outcome (P2)."""
-    campaign_id, first, batch = await _room(conn, target, len(rows))
-    await conn.copy_records_to_table(
-        f"recipients_c{campaign_id}",
-        records=[(campaign_id, number, -number, email, data) for number, (email, data) in enumerate(rows, first)],
-        columns=("campaign_id", "number", "subscriber_id", "email", "data"),
-        timeout=_COPY_TIMEOUT_SECONDS,
-    )
-    return await _enter(conn, target, part, metadata, campaign_id, first, len(rows), batch)
+    return await _take(conn, target, part, metadata, len(rows), _GIVEN, [row[0] for row in rows], [row[1] for row in rows])
 
 
 async def gather(conn: PooledConnection, blocks: AsyncIterator[list[Row]]) -> int:
@@ -136,40 +152,60 @@ async def gather(conn: PooledConnection, blocks: AsyncIterator[list[Row]]) -> in
 
 async def add_gathered(conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], count: int) -> Message:
     """`add` for what `gather` has put aside."""
-    campaign_id, first, batch = await _room(conn, target, count)
-    await conn.execute(
-        f"insert into recipients_c{campaign_id} (campaign_id, number, subscriber_id, email, data) "
-        "select $1, $2 + n, -($2 + n), email, data from (select row_number() over (order by row) - 1 as n, email, data "
-        "from message_rows) r",
-        campaign_id,
-        first,
-        timeout=_COPY_TIMEOUT_SECONDS,
-    )
+    made = await _take(conn, target, part, metadata, count, _GATHERED)
     await conn.execute("drop table message_rows")
-    return await _enter(conn, target, part, metadata, campaign_id, first, count, batch)
+    return made
 
 
-async def _room(conn: PooledConnection, target: Target, count: int) -> tuple[int, int, int]:
-    """Numbers for `count` recipients and their batches: (stream, first number, first batch). The stream stays locked."""
-    batches = -(-count // BATCH_RECIPIENTS)
+async def _take(
+    conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], count: int, statement: str, *rows: list[str]
+) -> Message:
+    content = msgspec.json.encode(part)
     for _ in range(3):
+        campaign_id = await conn.fetchval(_FIND, *_way(target))
+        if campaign_id is None:
+            await _open(conn, target)
+            continue
+        number = await _part(conn, campaign_id, content)
         row = await conn.fetchrow(
-            "update campaigns set recipients = recipients + $5, batches = batches + $6, finished_at = null, "
-            "state = case when state = 'completed' then 'running' else state end "
-            "where user_id = $1 and delivery_server_id = $2 and mail_class = $3 and coalesce(list_id, 0) = coalesce($4::bigint, 0) "
-            "and stream_month = date_trunc('month', now() at time zone 'UTC')::date and state not in ('cancelling', 'cancelled') "
-            "returning id, recipients, batches",
-            target.user_id,
-            target.delivery_server_id,
-            target.mail_class,
-            target.list_id,
+            statement,
+            campaign_id,
             count,
-            batches,
+            BATCH_RECIPIENTS,
+            number,
+            target.user_id,
+            part.name,
+            msgspec.json.encode(metadata).decode(),
+            *rows,
+            timeout=_COPY_TIMEOUT_SECONDS,
         )
         if row is not None:
-            return row["id"], row["recipients"] - count + 1, row["batches"] - batches
-        await _open(conn, target)
+            way = {name: getattr(target, name) for name in target.__struct_fields__}
+            return Message(**dict(row), **way, campaign_id=campaign_id, part=number, name=part.name, metadata=metadata)
+        # it was cancelled meanwhile
     raise NotFound("message stream", target.mail_class)
+
+
+def _way(target: Target) -> tuple[int, int, MailClass, int | None]:
+    return target.user_id, target.delivery_server_id, target.mail_class, target.list_id
+
+
+async def _part(conn: PooledConnection, campaign_id: int, content: bytes) -> int:
+    """The number of a content of this stream, stored if it is new."""
+    digest = hashlib.sha256(content).digest()
+    for _ in range(3):
+        number = await conn.fetchval(
+            "with found as (select part from message_parts where campaign_id = $1 and digest = $2), made as ("
+            "insert into message_parts (campaign_id, digest, content) select $1, $2, $3 where not exists (select from found) "
+            "on conflict do nothing returning part) select part from found union all select part from made",
+            campaign_id,
+            digest,
+            content.decode(),
+        )
+        if number is not None:
+            return int(number)
+        # somebody stores the same at this moment: then it is found
+    raise NotFound("message part", digest.hex())
 
 
 async def _open(conn: PooledConnection, target: Target) -> None:
@@ -189,59 +225,6 @@ async def _open(conn: PooledConnection, target: Target) -> None:
     if campaign_id is not None:
         await feed.make_partitions(conn, campaign_id)
         await feed.attach_partitions(conn, campaign_id)
-
-
-async def _enter(
-    conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str],
-    campaign_id: int, first: int, count: int, batch: int,
-) -> Message:  # fmt: skip
-    content = msgspec.json.encode(part)
-    digest = hashlib.sha256(content).digest()
-    number = await conn.fetchval(
-        "with found as (select part from message_parts where campaign_id = $1 and digest = $2), made as ("
-        "insert into message_parts (campaign_id, digest, content) select $1, $2, $3 where not exists (select from found) returning part) "
-        "select part from found union all select part from made",
-        campaign_id,
-        digest,
-        content.decode(),
-    )
-    await conn.execute(
-        "insert into batches (campaign_id, batch, part, first_number, last_number, done) "
-        "select $1, $2 + n, $3, $4 + n * $6, least($4 + (n + 1) * $6 - 1, $5), "
-        "repeat('0', least($6, $5 - $4 + 1 - n * $6))::varbit from generate_series(0, ($5::int - $4::int) / $6::int) n",
-        campaign_id,
-        batch,
-        number,
-        first,
-        first + count - 1,
-        BATCH_RECIPIENTS,
-    )
-    row = await conn.fetchrow(
-        "insert into messages (user_id, campaign_id, part, name, first_number, last_number, metadata) "
-        "values ($1, $2, $3, $4, $5, $6, $7) returning id, created_at",
-        target.user_id,
-        campaign_id,
-        number,
-        part.name,
-        first,
-        first + count - 1,
-        msgspec.json.encode(metadata).decode(),
-    )
-    assert row is not None
-    return Message(
-        id=row["id"],
-        user_id=target.user_id,
-        campaign_id=campaign_id,
-        part=number,
-        first_number=first,
-        last_number=first + count - 1,
-        name=part.name,
-        mail_class=target.mail_class,
-        list_id=target.list_id,
-        delivery_server_id=target.delivery_server_id,
-        metadata=metadata,
-        created_at=row["created_at"],
-    )
 
 
 async def get(conn: PooledConnection, user_id: int | None, message_id: int) -> Message:
