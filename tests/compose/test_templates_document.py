@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from compose import liquid
 from compose.link_rewriting import with_utm
 from compose.rendering import render
+from compose.tags import KINDS
+from ext import template as ops
 from tests.compose.test_campaign import campaign
 from tests.compose.test_link_rewriting import hrefs, html_of, led_to, tracking
 
@@ -51,10 +54,19 @@ def test_utm_parameters_are_added_as_the_table_says() -> None:
         assert with_utm(link.strip("`"), tracking(source="news", medium="email")) == becomes.strip("`")
 
 
+def test_the_limits_are_those_that_the_text_names() -> None:
+    limits = TEXT.partition("## Limits")[2].replace("\n", " ")
+    saved = (liquid.MAX_TEMPLATE_CHARACTERS, liquid.MAX_TAGS, liquid.MAX_TAG_CHARACTERS, liquid.TEXT.block_nesting_limit)
+    rendered = (ops.STEP_LIMIT, ops.LOOP_LIMIT, ops.VALUE_LIMIT, ops.OUTPUT_LIMIT, 1 << 5)
+    for limit in (*saved, *rendered):
+        assert f"{limit:,}" in limits
+
+
 def test_every_percent_tag_of_the_table_has_a_value() -> None:
     tags = re.findall(r"%\w+:\w+%", " ".join(row[0] for row in ROWS if row[0].startswith("`%")))
-    assert len(tags) >= 13
+    assert len(tags) >= 18
     for tag in tags:
-        data = {kind: {"id": 7, "name": "N"} for kind in ("user", "campaign", "list", "subscriber")}
-        data["subscriber"]["email"] = "a@b.example"
+        data: dict[str, dict[str, object]] = {kind: {"id": 7, "name": "N"} for kind in (*KINDS, "subscriber")}
+        data["subscriber"] |= {"email": "a@b.example", "subscription_ip": "192.0.2.7", "subscription_date": "2024-02-29"}
+        data["user"]["email"] = "u@b.example"
         assert render(tag, data) not in ("", tag)
