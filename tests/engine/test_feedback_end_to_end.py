@@ -6,7 +6,6 @@ import email
 import email.policy
 import os
 import smtplib
-import time
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -88,11 +87,9 @@ async def test_what_is_refused_reported_complained_of_or_unsubscribed_is_not_mai
             session.sendmail("p3@people.example", [leave], b"From: p3@people.example\r\nSubject: unsubscribe\r\n\r\n\r\n")
             session.sendmail("p4@people.example", [back], b"From: p4@people.example\r\nSubject: Re: letter\r\n\r\nThank you\r\n")
 
-    sent = time.monotonic()
     await asyncio.to_thread(send)
     reasons = {"p1@people.example": "bounced", "p2@people.example": "complained", "p3@people.example": "unsubscribed", refused: "bounced"}
     assert dict(await suppressed(machine, pool, 4)) == reasons
-    assert time.monotonic() - sent < 10
     states = {row[0]: row[1] for row in await pool.fetch("select email, state from subscribers where state <> 'subscribed'")}
     assert states == {
         "p1@people.example": "bounced", "p2@people.example": "unsubscribed", "p3@people.example": "unsubscribed", refused: "bounced",

@@ -19,7 +19,8 @@ from tests.inbound import mails
 from tests.inbound.conftest import World
 from tests.inbound.test_app import ready, start
 
-PATIENCE_SECONDS = 30.0  # of the tests; what is measured has limits of its own
+PATIENCE_SECONDS = 60.0
+SLOWEST_SECONDS = 10.0  # 0.1 s on an idle machine; the tests share theirs
 
 
 class Door(NamedTuple):
@@ -135,13 +136,13 @@ async def test_22_to_24_mime_that_is_made_to_hurt_is_taken_and_holds_nobody_up(d
     try:
         for name, make in MIME.items():
             replies[name], slowest = await door.deliver(b"From: MAILER-DAEMON@x.example\r\n" + make(), world.return_path())
-            assert slowest < 3.0, (name, slowest)
+            assert slowest < SLOWEST_SECONDS, (name, slowest)
     finally:
         beside.cancel()
         await asyncio.gather(beside, return_exceptions=True)
     assert all(reply[:3] == "250" or reply[:1] == "5" for reply in replies.values()), replies
     assert sum(reply.startswith("250") for reply in replies.values()) >= len(MIME) - 1  # what does not fit is refused
-    assert max(waits) < 3.0
+    assert max(waits) < SLOWEST_SECONDS
     rows = await door.handled()
     assert not [row for row in rows if row["outcome"] == "unreadable"], rows
     assert await door.pool.fetchval("select count(*) from feedback") <= 1
@@ -173,7 +174,7 @@ async def test_25_and_29_odd_reports_are_at_most_one_event_about_the_recipient_o
     for number, (name, raw) in enumerate(reports(world).items(), 1):
         reply, slowest = await door.deliver(raw, world.return_path())
         assert reply.startswith("250"), (name, reply)
-        assert slowest < 3.0, (name, slowest)
+        assert slowest < SLOWEST_SECONDS, (name, slowest)
         rows = await door.handled()
         assert len(rows) == number
         await door.pool.execute("delete from soft_bounces")
