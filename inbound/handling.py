@@ -13,11 +13,11 @@ import msgspec
 from domain import feedback, return_path
 from domain.return_path import ReturnPath
 from inbound.feedback_report import ACTED_ON
+from inbound.policy import RETURN_PATH_DAYS
 from inbound.summary import About, Summary, clean
 from store.bounces import Event
 from store.received import Waiting
 
-REPORT_DAYS: Final = 60  # reports come within days; later than this a stolen token is worth nothing
 _TOKEN_FIELDS: Final = ("X-FBLId", "CFBL-Feedback-ID", "Return-Path")
 
 
@@ -70,8 +70,8 @@ def _case(message: Waiting, summary: Summary, keys: Keys) -> Case:
     path = envelope or embedded
     if path is None:
         return Case(message, summary, None, False, "no token of ours verifies: neither the address it came to nor a returned header")
-    if not -1 <= days - path.day <= REPORT_DAYS:
-        return Case(message, summary, None, False, f"its token is older than {REPORT_DAYS} days")
+    if not -1 <= days - path.day <= RETURN_PATH_DAYS:
+        return Case(message, summary, None, False, f"its token is older than {RETURN_PATH_DAYS} days")
     return Case(message, summary, path, False, "")
 
 

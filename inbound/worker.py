@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import structlog
@@ -238,10 +238,6 @@ class Worker:
             await self._changed("suppressions")
         if changes.campaigns:
             await self._changed("campaigns")
-
-    def counts(self) -> dict[str, Any]:
-        """For metrics."""
-        return {"outcomes": dict(self.outcomes), "refusals": self.refusals, "restarts": self.restarts}
 
 
 # Classes of SQLSTATE that pass: connection, read only, rolled back (deadlock), resources, state of an object (locks), intervention, disk
