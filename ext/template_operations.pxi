@@ -76,10 +76,13 @@ cdef class Output(Operation):
                 return frame.within()
         value = self.expression.value(frame)
         if type(value) is not str and type(value) is not Markup:
-            if value is None or isinstance(value, Undefined):
+            if type(value) is int:
+                value = str(value)
+            elif value is None or type(value) is Undefined or isinstance(value, Undefined):
                 self.empty += 1
                 return ON
-            value = str(value) if type(value) is int else to_liquid_string(value, html)
+            else:
+                value = to_liquid_string(value, html)
             if self.place < LINK:
                 if not value:
                     self.empty += 1
@@ -99,7 +102,7 @@ cdef class Output(Operation):
         cdef Py_ssize_t length
         cdef const unsigned char* source
         if frame.pieces is not None:
-            return frame.write(url_encoded(value, component=self.place == URL_PART), True)
+            return frame.write(url_encoded(value, component=self.place == URL_PART), self.place == URL)
         source = utf8(value, &length)
         put_url(frame.wire, source, length, self.place == URL_PART)
         return frame.within()
