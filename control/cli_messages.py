@@ -28,7 +28,7 @@ def message_group() -> None:
 @click.option("--recipients", "recipients_file", type=click.File("rb"), metavar="FILE",
               help='NDJSON, any number: {"email": ..., "data": {...}, "headers": {...}, "metadata": {...}} a line; - is standard input.')
 @click.option("--html", "html_file", type=click.File("r", encoding="utf-8"), help="File with the HTML part (UTF-8, Liquid).")
-@click.option("--text", "text_file", type=click.File("r", encoding="utf-8"), help="File with the text part (UTF-8, Liquid).")
+@click.option("--text", "text_file", type=click.File("r", encoding="utf-8"), help="File with the text part. Default: made of the HTML.")
 @click.option("--from-email", default="", help="Address of the sender.")
 @click.option("--from-name", default="", help="Display name of the sender.")
 @click.option("--reply-to", default="", help="Where answers go.")
@@ -47,7 +47,7 @@ def message_send(
         raise click.UsageError("name --html, --text or both")
     if bool(addresses) == bool(recipients_file):
         raise click.UsageError("name recipients either by --to or by --recipients")
-    fields |= {"html": html_file.read() if html_file else "", "text": text_file.read() if text_file else ""}
+    fields |= {"html": html_file.read() if html_file else "", "text": text_file.read() if text_file else None}
     fields["headers"] = _pairs("--header", headers)
     merge = _pairs("--data", data)
 

@@ -13,6 +13,7 @@ from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from compose import markup
 from compose.campaign import CompiledCampaign
 from compose.mail_headers import check_custom, custom_name
 from control import dkim
@@ -47,6 +48,8 @@ _STREAM_SECONDS: Final = 3600.0
 class MessageContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is said, and how it goes out. `subject`, `from_name`, `html`, `text` and the values of `headers` are templates.
 
+    Without `text` a text part is made from the HTML part; "" means none.
+
     `mail_class` transactional is mail to one person about his own business: it goes first, needs no list, and has no List-Unsubscribe.
     Mail of another class belongs to a list, whose members may leave it. `name` and `metadata` are yours: they are kept and given back.
     """
@@ -60,7 +63,7 @@ class MessageContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     from_email: str = ""
     reply_to: str = ""
     html: str = ""
-    text: str = ""
+    text: str | None = None
     headers: dict[str, str] = {}
     track_links: bool = False
     track_opens: bool = False
@@ -202,6 +205,8 @@ class Taker:
         one_line("name", data.name)
         fields = checked({name: getattr(data, name) for name in ("subject", "from_name", "from_email", "reply_to", "html", "text")})
         fields |= checked({name: getattr(data, name) for name in ("utm_source", "utm_medium")})
+        if data.text is None:
+            fields["text"] = await asyncio.to_thread(markup.text_of, data.html)
         async with connection(self._services.pool) as conn:
             server, mailing_list = await self._references(conn)
             rules = await custom_headers.rules_for(conn, self._user_id, data.delivery_server_id, data.mail_class)

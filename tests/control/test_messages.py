@@ -101,6 +101,17 @@ async def test_what_cannot_be_sent_is_refused(ada: Client, field: str, changes: 
     assert answer["errors"][0]["field"] == field, answer
 
 
+async def test_a_text_part_is_made_from_the_html_unless_none_is_wanted(ada: Client, pool: Pool) -> None:
+    way = await server(ada)
+    html = "<p>Hi {{ subscriber.name }}</p>"
+    for text, expected in ((None, "Hi {{ subscriber.name }}"), ("", "")):
+        wanted = {**body(way, {"email": "a@b.example"}, html=html), "text": text}
+        made = await ada.ok("POST", "/messages", json={name: value for name, value in wanted.items() if value is not None})
+        query = "select content->>'text' from message_parts join messages m using (part) where m.id = $1"
+        stored = await pool.fetchval(query, made["id"])
+        assert stored.strip() == expected
+
+
 async def test_ways_and_lists_of_others_do_not_exist(ada: Client, eve: Client) -> None:
     way = await server(ada)
     theirs = await eve.ok("POST", "/lists", json={"name": "theirs"})
