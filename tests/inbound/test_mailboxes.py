@@ -103,7 +103,10 @@ async def test_mail_to_nobody_of_ours_is_kept_for_the_mailbox(pool: Pool, world:
         assert tuple(row) == (USER, "ada@reader.example", None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("break_at", ["DELE", "QUIT", "STORE", "EXPUNGE", "RETR 3", "UID FETCH 3"])
+@pytest.mark.parametrize(
+    ("protocol", "break_at"),
+    [("pop3", "RETR 3"), ("pop3", "DELE"), ("pop3", "QUIT"), ("imap", "UID FETCH 3"), ("imap", "STORE"), ("imap", "EXPUNGE")],
+)
 async def test_a_connection_that_breaks_anywhere_costs_and_doubles_nothing(
     pool: Pool, world: World, protocol: str, password_file: Path, break_at: str
 ) -> None:
