@@ -31,7 +31,7 @@ f,2026-11-01 10:00:00+0000,,glad@news.example,,,,,not-spam
 
 
 async def states(pool: Pool) -> dict[str, str]:
-    return dict(await pool.fetch("select email, state from subscribers order by email"))
+    return {row["email"]: row["state"] for row in await pool.fetch("select email, state from subscribers order by email")}
 
 
 async def reasons(pool: Pool) -> dict[str, tuple[str, bool]]:

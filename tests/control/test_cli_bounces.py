@@ -1,13 +1,20 @@
 """`sluice bounce-pattern`, `bounces import`, `suppress` and what `classify` makes of them."""
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
-from tests.control.test_cli import Sluice, answer, sluice
+from tests.control.test_cli import Sluice, sluice
 
 __all__ = ["sluice"]
 
 BLOCKED = "550 5.7.1 Unfortunately, messages from [192.0.2.25] weren't sent (S3140)."
+
+
+def answer(done: "subprocess.CompletedProcess[str]") -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_patterns_are_added_ordered_tried_and_removed_and_classify_says_which_fired(sluice: Sluice, tmp_path: Path) -> None:

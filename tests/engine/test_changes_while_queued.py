@@ -58,7 +58,7 @@ async def test_suppressions_and_unsubscribes_stop_recipients_that_are_queued(mac
         return await sent(pool, campaign) > 300
 
     await until(some, "something was sent", 60, machine)
-    user, mailing_list = await pool.fetchrow("select user_id, list_id from campaigns where id = $1", campaign)
+    [[user, mailing_list]] = await pool.fetch("select user_id, list_id from campaigns where id = $1", campaign)
     committed = {}
     keys = [f"a{number}@one.example" for number in range(1, 8001)]
     async with transaction(pool) as conn:
@@ -76,7 +76,7 @@ async def test_suppressions_and_unsubscribes_stop_recipients_that_are_queued(mac
     await announce(machine, "suppressions")
     await asyncio.sleep(4)
     for letter, at in committed.items():
-        last, late, stopped = await pool.fetchrow(
+        [[last, late, stopped]] = await pool.fetch(
             "select max(at) filter (where kind = 'd'), count(*) filter (where kind = 'd' and at > $3), count(*) filter (where kind = 's') "
             "from accounting where campaign_id = $1 and recipient like $2",
             campaign,
@@ -104,9 +104,10 @@ async def test_a_bounce_pattern_is_in_force_within_a_second_and_its_end_too(mach
         return await sent(pool, campaign) > 200
 
     async def first_after(at: datetime, category: str) -> datetime | None:
-        return await pool.fetchval(
+        found: datetime | None = await pool.fetchval(
             "select min(at) from accounting where campaign_id = $1 and kind = 'b' and at > $2 and category = $3", campaign, at, category
         )
+        return found
 
     await until(some, "something bounced", 60, machine)
     assert await pool.fetchval("select count(*) from accounting where category <> 'bad-mailbox'") == 0
