@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class EgressPath:
         self.health = PathHealth(time.monotonic())
         self._looked_at = (0, 0)
         self._answered_at = float("-inf")
+        self.per_turn = sys.maxsize  # messages that one turn composes for it; known when the first was made
         self.windows = False  # several messages are in doubt when one of its connections is lost
         self.bucket = TokenBucket(self._rate_share(), time.monotonic())
         self.sessions: set[SmtpSession] = set()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from compose.campaign import CompiledCampaign
@@ -73,3 +74,35 @@ def test_a_recipient_nobody_foresaw_is_refused_alone() -> None:
     assert [built[0], built[1], built[3]] == ["p1@x.example", "p2@x.example", "p4@x.example"]
     assert isinstance(built[2], Invalid)
     assert "RecursionError" in str(built[2])
+
+
+class Kept:
+    """Stands where a path does, for what a turn may compose on it."""
+
+    def __init__(self, per_turn: int) -> None:
+        self.per_turn = per_turn
+
+
+async def test_a_turn_composes_so_much_and_the_other_connections_have_their_turn_next() -> None:
+    made: Any = turn.Turn(cast("Any", None), cast("Any", None), 1.0, print, print)
+    made._scheduled = True  # only what would be ready is looked at
+    sessions = cast("Any", ["a", "b", "c", "d"])
+    assert made._postpone(cast("Any", Kept(8)), sessions, [5, 5, 5, 5]) == (["a", "b"], [5, 3], 8)
+    assert list(made._ready) == ["b", "c", "d"]
+    made._ready.clear()
+    assert made._postpone(cast("Any", Kept(1)), sessions, [5, 0, 5, 5]) == (["a"], [1], 1)
+    assert list(made._ready) == ["a", "b", "c", "d"]
+    made._ready.clear()
+    assert made._postpone(cast("Any", Kept(2)), sessions, [1, 0, 1, 1]) == (["a", "b", "c"], [1, 0, 1], 2)
+    assert list(made._ready) == ["d"]
+
+
+def test_few_large_messages_are_composed_in_a_turn_and_few_signed_ones() -> None:
+    def message(octets: int, signer: object) -> Any:
+        compiled = SimpleNamespace(signer=signer)
+        return SimpleNamespace(wire=bytes(octets), ref=(SimpleNamespace(campaign=SimpleNamespace(compiled=compiled)), 0))
+
+    assert turn._per_turn(message(100_000, None)) == 41
+    assert turn._per_turn(message(10_000_000, None)) == 1
+    assert turn._per_turn(message(10_000, "signs")) == 8
+    assert turn._per_turn(message(10_000_000, "signs")) == 1
