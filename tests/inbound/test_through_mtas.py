@@ -19,6 +19,7 @@ import pytest
 
 from store.postgres import Pool
 from tests.engine.test_campaign_end_to_end import completed
+from tests.engine.test_connect import make_certificate
 from tests.engine.test_signed_mail import SECRET, sources
 from tests.engine.test_signed_through_postfix import MAIN, MASTER, POSTFIX, Relay
 from tests.machine import Machine, machine, until
@@ -76,26 +77,33 @@ begin retry
 
 
 class Postfix(Relay):
-    """Hands everything to the sink, and what is for our return paths to us."""
+    """Hands everything to the sink, and what is for our return paths to us, by SMTP or LMTP and under TLS."""
+
+    lmtp = False
 
     def start_between(self, sink: int, inbound: int) -> None:
         """Start."""
         for name in ("conf", "queue", "data"):
             (self.root / name).mkdir()
         shutil.chown(self.root / "data", "postfix")
-        transport = f"transport_maps = inline:{{ {DOMAIN}=smtp:[127.0.0.1]:{inbound} }}\n"
-        (self.root / "conf" / "main.cf").write_text(MAIN.format(root=self.root, sink=sink) + transport)
-        (self.root / "conf" / "master.cf").write_text(MASTER.format(port=self.port))
+        place = f"lmtp:inet:127.0.0.1:{inbound}" if self.lmtp else f"smtp:[127.0.0.1]:{inbound}"
+        more = f"transport_maps = inline:{{ {DOMAIN}={place} }}\n"
+        more += "".join(f"{kind}_tls_security_level = may\n{kind}_tls_loglevel = 1\n" for kind in ("smtp", "lmtp"))
+        main = MAIN.format(root=self.root, sink=sink).replace("smtp_tls_security_level = none\n", "")
+        (self.root / "conf" / "main.cf").write_text(main + more)
+        (self.root / "conf" / "master.cf").write_text(MASTER.format(port=self.port) + "lmtp unix - - n - - lmtp\n")
         self._run("start", check=True)
 
     def said(self) -> str:
         """Its log."""
         log = self.root / "log"
-        return log.read_text()[-6000:] if log.exists() else ""
+        return log.read_text() if log.exists() else ""
 
 
 class Exim:
     """An instance below one directory, in a mount namespace where its user exists."""
+
+    lmtp = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -126,16 +134,17 @@ class Exim:
 
     def said(self) -> str:
         """Its logs."""
-        return "".join(path.read_text()[-6000:] for path in (*self.root.glob("log-*"), self.root / "errors") if path.exists())
+        return "".join(path.read_text() for path in (*self.root.glob("log-*"), self.root / "errors") if path.exists())
 
 
-@pytest.fixture(params=["postfix", "exim"])
+@pytest.fixture(params=["postfix", "postfix with lmtp", "exim"])
 def relay(request: pytest.FixtureRequest) -> Iterator[Postfix | Exim]:
-    if os.geteuid() != 0 or not (POSTFIX if request.param == "postfix" else EXIM):
+    if os.geteuid() != 0 or not (EXIM if request.param == "exim" else POSTFIX):
         pytest.skip(f"needs {request.param} (for Exim also as EXIM=/path/to/exim4), and root to start an instance of its own")
     root = Path(tempfile.mkdtemp(prefix="sluice-mta-"))
     root.chmod(0o755)
-    made: Postfix | Exim = Postfix(root) if request.param == "postfix" else Exim(root)
+    made: Postfix | Exim = Exim(root) if request.param == "exim" else Postfix(root)
+    made.lmtp = "lmtp" in request.param
     yield made
     made.stop()
     shutil.rmtree(root, ignore_errors=True)
@@ -174,13 +183,14 @@ def lines(directory: Path, kind: str) -> list[dict[str, str]]:
 async def test_what_a_real_mta_brings_back_ends_where_it_belongs(fleet: Machine, pool: Pool, relay: Postfix | Exim) -> None:
     fleet.environment |= {"SLUICE_SECRETS__KEY": SECRET, "SLUICE_NODE__NAME": "mx.sender.example"}
     await fleet.sink()
-    inbound_port = free_port()
+    smtp_port, lmtp_port = free_port(), free_port()
+    make_certificate(fleet.directory, "mx.sender.example")
     await pool.execute("insert into forwarding (aliases) values ($1)", f"reply@{DOMAIN}:support@ours.example\n")
     await fleet.start(
-        "inbound", "inbound", SLUICE_INBOUND__SMTP_PORT=str(inbound_port), SLUICE_INBOUND__HTTP_PORT=str(free_port()),
-        SLUICE_INBOUND__METRICS_PORT="0",
+        "inbound", "inbound", SLUICE_INBOUND__SMTP_PORT=str(smtp_port), SLUICE_INBOUND__LMTP_PORT=str(lmtp_port),
+        SLUICE_INBOUND__HTTP_PORT=str(free_port()), SLUICE_INBOUND__TLS_CERTIFICATE_FILE=str(fleet.directory / "mx.sender.example.pem"),
     )  # fmt: skip
-    relay.start_between(fleet.sink_port, inbound_port)
+    relay.start_between(fleet.sink_port, lmtp_port if relay.lmtp else smtp_port)
     campaign = await seed.campaign(pool, recipients=40, port=relay.port, state="draft", subject="News", text="Hello")
     await pool.execute("update subscribers set email = 'bounce+' || email, email_key = 'bounce+' || email_key where id % 10 = 0")
     await pool.execute("update subscribers set email = 'full+' || email, email_key = 'full+' || email_key where id % 10 = 5 and id < 8")
@@ -212,6 +222,10 @@ async def test_what_a_real_mta_brings_back_ends_where_it_belongs(fleet: Machine,
         assert event["status"] == ("5.1.1" if hard else "5.2.2")
         assert event["category"] == ("bad-mailbox" if hard else "quota-issues")
     assert await pool.fetchval("select count(*) from suppressions where reason = 'bounced'") == 4
+
+    port = lmtp_port if relay.lmtp else smtp_port
+    under_tls = rf"TLS connection established to 127\.0\.0\.1\[127\.0\.0\.1\]:{port}:|=> b-[^\n]* X=TLS"
+    assert re.search(under_tls, relay.said()), relay.said()
 
     # A complaint with the message as it arrived, by a provider that reports to abuse@
     arrived = {header(source, "To"): source for source in await sources(fleet)}
