@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from bench import newsletter
+from bench import goals, newsletter
+from bench.measure import Row, Watch
 from compose import dkim_keys, signing_lanes
 from compose.campaign import CompiledCampaign
 from compose.signing import DkimSigner, SigningKey
@@ -30,9 +31,9 @@ DISTINCT: Final = 20  # key pairs made; the others of the many are objects of th
 MANY: Final = 10_000
 
 
-def key(pair: dkim_keys.KeyPair, number: int = 0, *, lanes: signing_lanes.Lanes | None = None) -> SigningKey:
+def key(pair: dkim_keys.KeyPair, number: int = 0, *, domain: str = "", lanes: signing_lanes.Lanes | None = None) -> SigningKey:
     """A key object of its own."""
-    domain = newsletter.FROM_EMAIL.partition("@")[2]
+    domain = domain or newsletter.FROM_EMAIL.partition("@")[2]
     return SigningKey(domain, f"s{number}", pair.algorithm, dkim_keys.parse(pair.private_key), lanes=lanes)
 
 
@@ -52,6 +53,46 @@ def timed(rows: list[tuple[str, Callable[[], int]]], runs: int) -> list[dict[str
     return [
         {"name": name, "us": round(statistics.median(kept), 2), "ratio": round(ratio, 3)}
         for (name, _), kept, ratio in zip(rows, found, ratios, strict=True)
+    ]
+
+
+def many_keys(messages: int, runs: int, lanes: signing_lanes.Lanes | None, way: str) -> list[Row]:
+    """Composing signed messages with one key, with 100 keys of 100 domains each, and with 10,000 keys in turn, a group of eight each."""
+    pairs = [dkim_keys.make("rsa-sha256") for _ in range(DISTINCT)]
+    compiled = newsletter.compiled()
+    groups = [newsletter.recipients(messages)[at : at + GROUP] for at in range(0, messages // GROUP * GROUP, GROUP)]
+
+    def signers(count: int, domains: int) -> list[DkimSigner]:
+        made = []
+        for number in range(count):
+            domain = newsletter.FROM_EMAIL.partition("@")[2] if domains == 1 else f"signed{number % domains}.example"
+            made.append(DkimSigner([key(pairs[number % DISTINCT], number, domain=domain, lanes=lanes)]))
+            made[-1].keys[0].sign([bytes(32)] * GROUP)  # what a key computes once, when it signs first
+        return made
+
+    def in_turn(count: int, domains: int) -> Callable[[], int]:
+        of, turn = signers(count, domains), iter(range(10**9))
+
+        def work() -> int:
+            for group in groups:
+                compiled.signer = of[next(turn) * 7919 % count]
+                for answer in compiled.build(group, composed_at=1.7e9, attempt=1):
+                    assert not isinstance(answer, Invalid)
+            return len(groups) * GROUP
+
+        return work
+
+    watch = Watch()
+    works = [
+        (goals.ONE_KEY, in_turn(1, 1)),
+        ("composition, signed, 100 domains x 100 keys, {}", in_turn(MANY, 100)),
+        (goals.MANY_KEYS, in_turn(MANY, MANY)),
+    ]
+    found = timed(works, runs)
+    _, foreign = watch.stop()
+    return [
+        Row(name=row["name"].format(way), messages=len(groups) * GROUP, cpu_us_per_message=row["us"], foreign_cpu=foreign, runs=runs)
+        for row in found
     ]
 
 

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import time
 import urllib.request
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,11 +22,14 @@ import msgspec
 
 from bench import measure, newsletter
 from bench.measure import Sample
+from compose import dkim_keys
+from config.keys import Keyring
 from config.settings import Settings
 from control import machine
 from control.supervise import Child, Supervisor
+from domain.dkim import seal_context
 from domain.errors import Unavailable
-from store import accounting, batch_queue, migrate, postgres
+from store import accounting, batch_queue, dkim, migrate, postgres
 from store.embedded import Backends
 
 WARM_UP: Final = 2000
@@ -46,6 +51,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     security: str = "none"
     delay_ms: float = 0.0  # how much later the sink answers
     repeat: int = 1  # how often the body's stories stand in the letter: 10 makes about 100 kB
+    domains: int = 0  # 0: not signed; else so many campaigns at once, each signed with the RSA-2048 key of a domain of its own
 
 
 class Bench:
@@ -60,6 +66,8 @@ class Bench:
         self._pool: postgres.Pool
         self._redis: Any
         self._user = 0
+        self._secret = secrets.token_bytes(32)  # of these engines' installation
+        self._signing = 0  # domains that have a key
         self.message_bytes = len(newsletter.wire()[2])
 
     async def open(self) -> None:
@@ -68,6 +76,16 @@ class Bench:
         self._pool = await postgres.open_pool(self._backends.database_url, 3, 60.0)
         self._redis = batch_queue.connect(self._backends.redis_url, 5.0)
         self._user = await self._pool.fetchval("insert into users (name) values ('bench') returning id")
+
+    @property
+    def pool(self) -> postgres.Pool:
+        """Of this run's database."""
+        return self._pool
+
+    @property
+    def redis(self) -> Any:
+        """A client of this run's queue."""
+        return self._redis
 
     async def close(self) -> None:
         """Stop every process."""
@@ -79,26 +97,29 @@ class Bench:
             await self._redis.aclose()
             await self._pool.close()
 
-    def _supervisor(self, children: list[Child]) -> Supervisor:
+    def _supervisor(self, children: list[Child], more: dict[str, str] | None = None) -> Supervisor:
         # A run that dies must not leave its processes behind: the supervisor's children end with us.
         own = {
             "SLUICE_NODE__STATE_DIRECTORY": str(self._directory),
             "SLUICE_INBOUND__PUBLIC_URL": "http://127.0.0.1:8080",
             "SLUICE_ENGINE__METRICS_PORT": "0",
+            "SLUICE_SECRETS__KEY": self._secret.hex(),
+            **(more or {}),
         }
-        environment = machine.environment(
-            None, database_url=self._backends.database_url, redis_url=self._backends.redis_url, more=own
-        )
+        environment = machine.environment(None, database_url=self._backends.database_url, redis_url=self._backends.redis_url, more=own)
         environment.pop("SLUICE_CONFIG", None)
         return Supervisor(children, environment=environment, say=lambda sentence: None, log_directory=self._directory / "log")
 
-    async def engines(self, count: int) -> None:
-        """Let exactly `count` engines run."""
+    async def engines(self, count: int, *, lanes: bool = True) -> None:
+        """Let exactly `count` new engines run; without `lanes` RSA signatures are OpenSSL's whatever is installed. 0: stop them."""
         if self._engines is not None:
             await self._engines.stop()
-        children = machine.children(Settings(), engines=count)
-        self._engines = self._supervisor([child for child in children if child.name.startswith("engine.")])
-        await self._engines.start()
+            self._engines = None
+        if count:
+            children = machine.children(Settings(), engines=count)
+            more = {} if lanes else {"SLUICE_DKIM_LANES": "off"}
+            self._engines = self._supervisor([child for child in children if child.name.startswith("engine.")], more)
+            await self._engines.start()
 
     async def sink(self, delay_ms: float) -> tuple[str, str, int]:
         """(SMTP address, HTTP address, process id) of a sink that answers so much later."""
@@ -151,35 +172,73 @@ class Bench:
         await batch_queue.publish_change(self._redis, "egress")
         return int(made)
 
-    async def _send(self, case: Case, server: int, recipients: int) -> int:
-        """Start a campaign and wait until the ledger has all of its outcomes; returns its id."""
+    async def _keys(self, domains: int) -> None:
+        """Let so many sender domains have an RSA-2048 key that signs."""
+        keyring = Keyring(self._secret)
+        for number in range(self._signing, domains):
+            made = await asyncio.to_thread(dkim_keys.make, "rsa-sha256")
+            await dkim.create(
+                self._pool, self._user, domain=signed_domain(number), selector="s1", algorithm="rsa-sha256", bits=made.bits,
+                public_key=made.public_key, seal=partial(_seal, keyring, made.private_key), activate=True,
+            )  # fmt: skip
+            self._signing = number + 1
+
+    async def insert_campaign(self, connection: postgres.PooledConnection, case: Case, server: int, *, recipients: int = 1,
+                              sender: str = newsletter.FROM_EMAIL) -> int:  # fmt: skip
+        """A campaign that is started, to a list of so many recipients; the first engine that sees it numbers them. Returns its id."""
         html = newsletter.HTML if case.repeat == 1 else newsletter.long_html(case.repeat)
-        campaign = await self._pool.fetchval(
-            _INSERT, self._user, case.name, await self._list(recipients), server, newsletter.SUBJECT, newsletter.FROM_NAME,
-            newsletter.FROM_EMAIL, newsletter.TEXT, html,
+        made = await connection.fetchval(
+            _INSERT, self._user, case.name, await self._list(recipients), server, newsletter.SUBJECT, newsletter.FROM_NAME, sender,
+            newsletter.TEXT, html,
         )  # fmt: skip
+        return int(made)
+
+    async def _start(self, case: Case, server: int, recipients: int) -> list[int]:
+        """Start what `case` says, to so many recipients altogether; returns the ids of the campaigns."""
+        count = max(case.domains, 1)
+        each = max(1, recipients // count)
+        started = []
+        await self._list(each)
+        async with postgres.transaction(self._pool) as connection:
+            for number in range(count):
+                sender = f"letter@{signed_domain(number)}" if case.domains else newsletter.FROM_EMAIL
+                started.append(await self.insert_campaign(connection, case, server, recipients=each, sender=sender))
         await batch_queue.publish_change(self._redis, "campaigns")
+        return started
+
+    async def _send(self, case: Case, server: int, recipients: int) -> list[int]:
+        """Start what `case` says and wait until the ledger has all outcomes; returns the ids of the campaigns."""
+        campaigns = await self._start(case, server, recipients)
+        wanted = max(1, recipients // len(campaigns)) * len(campaigns)
         moved, last = time.monotonic(), -1
         while True:
-            totals = await accounting.totals(self._pool, campaign)
-            done, others = totals.delivered, totals.bounced + totals.expired + totals.deferrals + totals.uncertain
-            if self._engines is not None and self._engines.restarts():
-                raise Unavailable(f"{case.name}: an engine ended by itself; its log is in {self._directory / 'log'}")
+            done, others = 0, 0
+            for campaign in campaigns:
+                totals = await accounting.totals(self._pool, campaign)
+                done += totals.delivered
+                others += totals.bounced + totals.expired + totals.deferrals + totals.uncertain
+            self.check(case.name)
             if others:
                 raise Unavailable(f"{case.name}: {others} messages were not delivered; the logs are in {self._directory / 'log'}")
-            if done >= recipients:
-                return int(campaign)
+            if done >= wanted:
+                return campaigns
             if done != last:
                 moved, last = time.monotonic(), done
             elif time.monotonic() - moved > _QUIET_SECONDS:
                 raise Unavailable(f"{case.name}: nothing moved for {_QUIET_SECONDS:g} s; the logs are in {self._directory / 'log'}")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05 if len(campaigns) == 1 else 0.5)
+
+    def check(self, name: str) -> None:
+        """Raises Unavailable when an engine has ended by itself."""
+        if self._engines is not None and self._engines.restarts():
+            raise Unavailable(f"{name}: an engine ended by itself; its log is in {self._directory / 'log'}")
 
     # --- measuring ---------------------------------------------------------------------------------------------------------
     async def prepare(self, case: Case) -> int:
         """Everything before the timed part: sink, list, delivery server, a small campaign for warmth. Returns the server's id."""
         smtp, _, _ = await self.sink(case.delay_ms)
-        await self._list(case.recipients)
+        await self._list(max(1, case.recipients // max(case.domains, 1)))
+        await self._keys(case.domains)
         server = await self._server(case, smtp)
         self.pin()
         await self._send(case, server, min(WARM_UP, max(case.recipients // 2, 1)))
@@ -194,7 +253,7 @@ class Bench:
         stores = [pid for pid in measure.descendants(os.getpid()) if pid not in (*engines, *self._sink_pids(), os.getpid())]
         watch = measure.Watch()
         cpu, sink_cpu, store_cpu = measure.cpu_seconds(*engines), measure.cpu_seconds(sink), measure.cpu_seconds(*stores)
-        campaign = await self._send(case, server, case.recipients)
+        campaigns = await self._send(case, server, case.recipients)
         await asyncio.sleep(_FLUSH_SECONDS)
         _, foreign = watch.stop()
         cpu, sink_cpu = measure.cpu_seconds(*engines) - cpu, measure.cpu_seconds(sink) - sink_cpu
@@ -203,7 +262,7 @@ class Bench:
         if after["messages"] - before["messages"] != case.recipients or after["duplicates"] != before["duplicates"]:
             raise Unavailable(f"{case.name}: the sink counted {after['messages'] - before['messages']} of {case.recipients} messages")
         seconds = await self._pool.fetchval(
-            "select extract(epoch from max(at) - min(at))::float8 from accounting where campaign_id = $1", campaign
+            "select extract(epoch from max(at) - min(at))::float8 from accounting where campaign_id = any($1)", campaigns
         )
         return Sample(
             messages=case.recipients,
@@ -212,6 +271,8 @@ class Bench:
             sink_seconds=sink_cpu,
             store_seconds=store_cpu,
             foreign=foreign,
+            connections=after["connections"]["max"] if case.connections > 100 else None,
+            memory=max(measure.memory(pid)[1] for pid in engines),
         )
 
     async def measure(self, case: Case, runs: int) -> list[Sample]:
@@ -221,6 +282,15 @@ class Bench:
 
     def _sink_pids(self) -> list[int]:
         return [pid for supervisor, _, _ in self._sinks.values() for pid in supervisor.pids().values()]
+
+
+def signed_domain(number: int) -> str:
+    """A sender domain that has a key, or gets one."""
+    return f"signed{number}.example"
+
+
+def _seal(keyring: Keyring, private_key: bytes, key_id: int) -> bytes:
+    return keyring.seal(private_key, seal_context(key_id))
 
 
 def _counters(http: str) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=False):
     store_cpu_us_per_message: float | None = None  # PostgreSQL and Redis servers, where they run
     foreign_cpu: float | None = None  # cores that others used meanwhile (the median run)
     ratio: float | None = None  # CPU per message against smtp-source of the same run
+    connections: int | None = None  # open at once at the sink, at most; only where it was looked at
+    memory_mib: float | None = None  # most resident memory of one engine, up to the end of the row
+    bytes_per_connection: float | None = None
     runs: int = 0
     note: str = ""
     skipped: str = ""  # why there is nothing; empty: there is
@@ -68,6 +71,8 @@ class Sample(msgspec.Struct, kw_only=True):
     sink_seconds: float | None = None
     store_seconds: float | None = None
     foreign: float = 0.0
+    connections: int | None = None
+    memory: int | None = None  # octets
 
 
 def row(name: str, samples: list[Sample], *, note: str = "") -> Row:
@@ -89,6 +94,8 @@ def row(name: str, samples: list[Sample], *, note: str = "") -> Row:
         sink_cpu_us_per_message=per_message((sample.sink_seconds, sample.messages) for sample in samples),
         store_cpu_us_per_message=per_message((sample.store_seconds, sample.messages) for sample in samples),
         foreign_cpu=round(middle(sample.foreign for sample in samples) or 0.0, 2),
+        connections=max((sample.connections for sample in samples if sample.connections is not None), default=None),
+        memory_mib=max((round(sample.memory / 2**20, 1) for sample in samples if sample.memory is not None), default=None),
         runs=len(samples),
         note=note,
     )
@@ -117,6 +124,15 @@ def cpu_seconds(*pids: int) -> float:
         if fields is not None:
             total += sum(map(int, fields[11:15]))
     return total / _TICK
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """Resident memory of a process now, and the most it ever was, in octets; (0, 0) when it is gone."""
+    with contextlib.suppress(OSError):
+        facts = dict(line.split(":", 1) for line in (_PROC / str(pid) / "status").read_text().splitlines())
+        now, peak = (int(facts[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+        return now, peak
+    return 0, 0
 
 
 def descendants(root: int) -> list[int]:

@@ -21,9 +21,9 @@ FROM_EMAIL: Final = "letter@harbour.example"
 MFROM: Final = "bounces.harbour.example"
 LINK_DOMAIN: Final = "go.harbour.example"
 
-_CITIES: Final = ("Zürich", "東京", "São Paulo", "Kraków", "Lyon", "Oslo", "Łódź", "Bergen", "Cork", "Malmö", "Gdańsk", "Tromsø")
-_PLANS: Final = ("deckhand", "pilot", "harbour master")
-_NAMES: Final = ("Søren", "Ines", "Åse", "Mateo", "Zoë", "Ivo", "Jürgen", "Aoife", "Tomás", "美咲", "Renée", "Piet")
+CITIES: Final = ("Zürich", "東京", "São Paulo", "Kraków", "Lyon", "Oslo", "Łódź", "Bergen", "Cork", "Malmö", "Gdańsk", "Tromsø")
+PLANS: Final = ("deckhand", "pilot", "harbour master")
+NAMES: Final = ("Søren", "Ines", "Åse", "Mateo", "Zoë", "Ivo", "Jürgen", "Aoife", "Tomás", "美咲", "Renée", "Piet")
 
 _STORIES: Final = (
     ("Spring tide on Thursday", "tide",
@@ -113,11 +113,11 @@ def rows(count: int) -> list[tuple[str, dict[str, Any]]]:
     made: list[tuple[str, dict[str, Any]]] = []
     for number in range(count):
         data = {
-            "first_name": dice.choice(_NAMES),
+            "first_name": dice.choice(NAMES),
             "last_name": f"O’Brien-{dice.randrange(5000)}",
-            "city": dice.choice(_CITIES),
+            "city": dice.choice(CITIES),
             "country": dice.choice(("NO", "IE", "CH", "日本")),
-            "plan": dice.choice(_PLANS),
+            "plan": dice.choice(PLANS),
             "joined": f"20{dice.randrange(10, 26)}-{dice.randrange(1, 13):02}-{dice.randrange(1, 28):02}",
             "balance": f"{dice.randrange(500_000) / 100:.2f} €",
             "favourite": "fish & <chips>",

@@ -4,9 +4,14 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from bench import goals, measure, newsletter
+from bench import cases, deep_queue, end_to_end, goals, measure, newsletter, peers
+from bench.end_to_end import Case
 from bench.measure import Row, Sample
+from store import feed
+from store.embedded import Backends
+from store.postgres import Pool
 
 
 def row(name: str, cpu: float | None = None, rate: float | None = None) -> Row:
@@ -23,6 +28,49 @@ def test_a_goal_is_judged_from_rows_of_one_run():
 
 def test_a_goal_without_its_rows_is_left_out():
     assert goals.judge([row(goals.ENGINE, 28.0), measure.skipped(goals.SOURCE, "not installed")]) == []
+
+
+def test_signed_mail_is_judged_by_the_better_way_that_was_measured():
+    rows = [row(goals.SIGNATURE, 260.0), row(goals.OPENSSL, 286.0), row(goals.NODEMAILER_SIGNED, 2860.0)]
+    judged = {goal.name: goal for goal in goals.judge(rows)}
+    assert judged["signed by OpenSSL / one OpenSSL signature, CPU"].value == 1.1
+    name = "nodemailer with its DKIM / engine signed, CPU"
+    assert (judged[name].value, judged[name].met) == (10.0, False)
+    assert {goal.name: goal.value for goal in goals.judge([*rows, row(goals.LANES, 110.0)])}[name] == 26.0
+
+
+def test_memory_and_idle_connections_are_judged():
+    deep = Row(name=goals.DEEP, cpu_us_per_message=40.0, memory_mib=180.0)
+    idle = Row(name=goals.IDLE, bytes_per_connection=9000.0, connections=5000)
+    judged = [(goal.number, goal.value, goal.met) for goal in goals.judge([deep, row(goals.SHALLOW, 40.0), idle])]
+    assert judged == [(9, 1.0, True), (9, 180.0, True), (10, 8.789, False)]
+
+
+def test_every_group_is_measured_by_something():
+    assert set(cases.GROUPS) - {"parts"} == {name.removeprefix("_") for name in dir(cases.Run)} & set(cases.GROUPS)
+    assert set(cases.QUICK) < set(cases.GROUPS)
+
+
+def test_a_peer_that_cannot_run_is_a_row_with_the_reason():
+    def work() -> list[Sample]:
+        raise RuntimeError("it is not installed (how to install it)")
+
+    assert peers.rows_of("a peer", work).skipped == "it is not installed (how to install it)"
+
+
+async def test_ten_million_or_ten_are_queued_as_the_feeder_would_have_it(
+    pool: Pool, fresh_database_url: str, redis_url: str, tmp_path: Path
+):
+    case = Case(name="deep", recipients=1)
+    async with end_to_end.opened(Backends(fresh_database_url, redis_url, "", owned=False), tmp_path) as bench:
+        campaign = await deep_queue.DeepQueue(bench, case)._queue(await bench._server(case, "127.0.0.1:25"), 1234)
+    async with pool.acquire() as connection:
+        first, second, third = await feed.announce(connection, campaign, 9)
+        numbers, recipients = await feed.recipients_of(connection, third)
+    assert (first.first_number, second.last_number, third.last_number) == (1, 1000, 1234)
+    assert (len(numbers), recipients[-1].number, recipients[-1].email) == (234, 1234, "letter.1234@shore34.example")
+    built = newsletter.compiled().build(recipients, composed_at=1.7e9, attempt=1)
+    assert all(isinstance(one, tuple) and 9_500 < len(one[2]) < 11_500 for one in built)
 
 
 def test_round_trips_are_counted_per_connection():

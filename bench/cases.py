@@ -1,0 +1,293 @@
+"""What `python -m bench` measures, group by group; docs/performance.md explains the rows, `bench.goals` judges them."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from bench import bench_dkim, deep_queue, end_to_end, goals, measure, peers, relays
+from bench.deep_queue import DeepQueue
+from bench.end_to_end import Bench, Case
+from bench.measure import Row, Sample
+from compose import dkim_keys, signing_lanes
+from domain.errors import SluiceError
+
+WINDOW: Final = 5  # BDAT messages in flight: so many letters fit into the 64 KiB that leave in one write
+FILES_FOR_5000: Final = 5200  # descriptors
+NO_LANES: Final = "no 8 lanes here: they need pip install 'sluice[dkim-lanes]' and a processor with AVX-512 IFMA"
+SHARED: Final = "queue to accounting, sink and stores on the same cores"
+_SIGNATURES: Final = 2000
+
+# name, what it measures and for which goals, minutes with three runs of each case
+GROUPS: Final[dict[str, tuple[str, float]]] = {
+    "core": ("floor, smtp-source and the engine, run by run (goal 1)", 1),
+    "signed": ("one signature alone; signed by OpenSSL, by 8 lanes, for 100 domains (3, 4)", 2),
+    "delay": ("reply delays of 20 and 80 ms (6)", 1.5),
+    "modes": ("BDAT, STARTTLS, messages of 100 kB (7)", 1),
+    "keys": ("composition with 10,000 DKIM keys and with 100 keys of 100 domains in turn (7)", 1),
+    "connections": ("5,000 connections at 50 ms, memory of idle ones (10)", 1),
+    "peers": ("aiosmtplib, smtplib, nodemailer with and without DKIM (2, 4)", 3),
+    "relays": ("Postfix with and without opendkim, Haraka (2, 4)", 2),
+    "two": ("two engines on two cores, signed and not (5, 8, 12)", 2),
+    "deep": ("100,000 and 10 million recipients queued; needs 10 GB of disk (9)", 8),
+    "parts": ("composition, Liquid, reply parser, journal, stores alone (11)", 1),
+}
+QUICK: Final = ("core", "signed", "delay")
+
+
+class Run:
+    """One run: groups in order, rows as they come (`said` is called with each)."""
+
+    def __init__(
+        self, bench: Bench, directory: Path, said: Callable[[Row], None], *, runs: int, quick: bool, groups: list[str], texts: list[str],
+        node_directory: Path | None = None,
+    ) -> None:  # fmt: skip
+        self._bench = bench
+        self._directory = directory
+        self._said = said
+        self._runs = runs
+        self._quick = quick
+        self._groups = groups
+        self._texts = texts
+        self._node_directory = node_directory
+        self._group = ""
+        self._others: peers.Peers
+        self.rows: list[Row] = []
+
+    def _wants(self, *names: str) -> bool:
+        """Whether one of these rows is wanted: its group is, or its name contains what was asked for."""
+        return self._group in self._groups or any(text in name for name in names for text in self._texts)
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        self._said(row)
+
+    async def _engine(self, case: Case, runs: int = 0, *, note: str = "") -> None:
+        if not self._wants(case.name):
+            return
+        try:
+            self._add(measure.row(case.name, await self._bench.measure(case, runs or self._runs), note=note))
+        except SluiceError as error:
+            self._add(measure.skipped(case.name, str(error)))
+
+    async def _peer(self, name: str, once: Callable[[], Sample], *, note: str = "") -> None:
+        if self._wants(name):
+            runs = self._runs
+            self._add(await asyncio.to_thread(peers.rows_of, name, lambda: [once() for _ in range(runs)], note=note))
+
+    async def everything(self) -> None:
+        """All groups that are wanted."""
+        smtp, http, sink = await self._bench.sink(0.0)
+        port = int(smtp.rpartition(":")[2])
+        self._others = peers.Peers(port, http, sink, self._directory, self._node_directory)
+        await self._bench.engines(1)
+        works: dict[str, Callable[[], Awaitable[None]]] = {
+            "core": self._core, "signed": self._signed, "delay": self._delay, "modes": self._modes, "keys": self._keys,
+            "connections": self._connections, "peers": self._peers, "relays": self._relays, "two": self._two, "deep": self._deep,
+        }  # fmt: skip
+        for self._group, work in works.items():
+            if self._group in self._groups or self._texts:
+                await work()
+        await self._bench.engines(0)
+
+    async def _beside(self, first: Callable[[], Sample], case: Case) -> tuple[list[Sample], list[Sample]]:
+        """Something else and the engine, run by run, because their ratio is what matters."""
+        server = await self._bench.prepare(case)
+        others, engine = [], []
+        for _ in range(self._runs):
+            others.append(await asyncio.to_thread(first))
+            engine.append(await self._bench.once(case, server))
+        return others, engine
+
+    # --- groups -------------------------------------------------------------------------------------------------------------
+    async def _core(self) -> None:
+        if not self._wants(goals.FLOOR, goals.SOURCE, goals.ENGINE):
+            return
+        others, recipients = self._others, 30_000 if self._quick else 60_000
+        missing = "" if peers.smtp_source_path() else "smtp-source is not installed (Debian: apt install postfix)"
+        floor: list[Sample] = []
+
+        def before() -> Sample:
+            floor.append(others.floor(recipients))
+            return floor[-1] if missing else others.smtp_source(recipients)
+
+        source, engine = await self._beside(before, Case(name=goals.ENGINE, recipients=recipients))
+        self._add(measure.row(goals.FLOOR, floor))
+        self._add(measure.skipped(goals.SOURCE, missing) if missing else measure.row(goals.SOURCE, source))
+        self._add(measure.row(goals.ENGINE, engine))
+
+    async def _signed(self) -> None:
+        hundred = "engine, DATA, signed RSA-2048, 100 domains"
+        if not self._wants(goals.SIGNATURE, goals.OPENSSL, goals.LANES, hundred):
+            return
+        cost = Signature()
+        signatures: list[Sample] = []
+        lanes = signing_lanes.load() is not None
+        for name, recipients, on in ((goals.OPENSSL, 5_000, False), (goals.LANES, 15_000, True)):
+            if on and not lanes:
+                self._add(measure.skipped(name, NO_LANES))
+                continue
+            await self._bench.engines(1, lanes=on)
+            alone, engine = await self._beside(cost.once, Case(name=name, recipients=recipients, domains=1))
+            signatures += alone
+            self._add(measure.row(name, engine))
+        self._add(measure.row(goals.SIGNATURE, signatures, note="cryptography's OpenSSL, key parsed"))
+        if not self._quick:
+            note = "a campaign each, at once" + (", 8 lanes" if lanes else "")
+            await self._engine(Case(name=hundred, recipients=30_000 if lanes else 10_000, domains=100), note=note)
+        if not lanes:
+            await self._bench.engines(1)
+
+    async def _delay(self) -> None:
+        for case in (
+            Case(name="engine, DATA, 10 connections, 20 ms", recipients=3000, connections=10, delay_ms=20.0),
+            Case(name="engine, BDAT window 5, 10 connections, 20 ms", recipients=16_000, connections=10, window=WINDOW, delay_ms=20.0),
+            Case(name="engine, DATA, 32 connections, 80 ms", recipients=2400, connections=32, delay_ms=80.0),
+        ):
+            await self._engine(case, 1 if self._quick else 0)
+
+    async def _modes(self) -> None:
+        others = self._others
+        await self._peer("floor, BDAT window 5, 10 connections", lambda: others.floor(200_000, window=WINDOW))
+        await self._engine(Case(name="engine, BDAT window 5, 10 connections", recipients=60_000, connections=10, window=WINDOW))
+        await self._engine(Case(name="engine, STARTTLS, DATA, 20 connections", recipients=60_000, security="starttls"))
+        await self._engine(Case(name="engine, DATA, 20 connections, 100 kB", recipients=20_000, repeat=13))
+
+    async def _keys(self) -> None:
+        if not self._wants("composition, signed", goals.ONE_KEY, goals.MANY_KEYS):
+            return
+        for way in goals.WAYS:
+            lanes = signing_lanes.load() if way == goals.WAYS[1] else None
+            if way == goals.WAYS[1] and lanes is None:
+                self._add(measure.skipped(goals.MANY_KEYS.format(way), NO_LANES))
+                continue
+            for row in await asyncio.to_thread(bench_dkim.many_keys, 2000, self._runs, lanes, way):
+                self._add(row)
+
+    async def _connections(self) -> None:
+        name = goals.MANY_CONNECTIONS
+        if not self._wants(name, goals.IDLE):
+            return
+        if not raise_file_limit(FILES_FOR_5000):
+            for each in (name, goals.IDLE):
+                self._add(measure.skipped(each, f"needs {FILES_FOR_5000} open files (ulimit -n)"))
+            return
+        await self._bench.engines(1)  # one whose memory nobody has stretched yet, and with the higher limit
+        await self._bench.prepare(Case(name=goals.ENGINE, recipients=20_000))
+        engine = self._bench.engine_pids()[0]
+        before, _ = measure.memory(engine)
+        case = Case(name=name, recipients=150_000, connections=5000, delay_ms=50.0)
+        server = await self._bench.prepare(case)
+        samples: list[Sample] = []
+        idle: list[tuple[float, int]] = []
+        _, http, _ = await self._bench.sink(case.delay_ms)
+        for _ in range(self._runs):
+            samples.append(await self._bench.once(case, server))
+            now = (await asyncio.to_thread(end_to_end._counters, http))["connections"]["now"]
+            idle.append(((measure.memory(engine)[0] - before) / max(now, 1), now))
+        self._add(measure.row(name, samples))
+        least, now = min(idle)
+        note = "growth of the engine's memory since it had 20, what sending to all of them left behind included"
+        self._add(Row(name=goals.IDLE, connections=now, bytes_per_connection=round(least), runs=len(idle), note=note))
+
+    async def _peers(self) -> None:
+        others = self._others
+        await self._peer(goals.AIOSMTPLIB, lambda: others.python("aiosmtplib", 1000))
+        await self._peer("aiosmtplib, constant octets, 20 connections", lambda: others.python("aiosmtplib-constant", 8000))
+        await self._peer("smtplib + EmailMessage, 1 connection", lambda: others.python("smtplib", 1000))
+        await self._peer("smtplib, constant octets, 1 connection", lambda: others.python("smtplib-constant", 5000))
+        await self._peer(goals.NODEMAILER, lambda: others.nodemailer(3000))
+        await self._peer(goals.NODEMAILER_SIGNED, lambda: others.nodemailer(2000, signed=True))
+
+    async def _relays(self) -> None:
+        root, port, node = self._directory / "relay", self._others.port, self._node_directory
+        note = "receiving from smtp-source and the disk queue included"
+        for name, messages, started in (
+            (goals.POSTFIX, 2000, lambda: relays.postfix(root, port)),
+            (goals.POSTFIX_SIGNED, 1000, lambda: relays.postfix(root, port, signed=True)),
+            ("Haraka relay, 1 process", 1500, lambda: relays.haraka(root, port, node)),
+        ):
+            if self._wants(name):
+                self._add(await asyncio.to_thread(peers.rows_of, name, lambda: self._relayed(started, messages), note=note))  # noqa: B023
+
+    def _relayed(self, started: Callable[[], contextlib.AbstractContextManager[relays.Relay]], messages: int) -> list[Sample]:
+        if not peers.smtp_source_path():
+            raise RuntimeError("smtp-source, which hands over the mail, is not installed (Debian: apt install postfix)")
+        with started() as relay:
+            return relays.measured(relay, self._others, messages, self._runs)
+
+    async def _two(self) -> None:
+        plain = (
+            Case(name=goals.TWO, recipients=100_000),
+            Case(name="2 engines, BDAT window 5, 100,000 recipients", recipients=100_000, window=WINDOW),
+            Case(name=goals.TWO_LARGE, recipients=20_000, repeat=13),
+        )
+        signed = ((goals.OPENSSL_TWO, 8_000, False), (goals.LANES_TWO, 30_000, True))
+        wanted = [name for name in (*(case.name for case in plain), *(name for name, _, _ in signed)) if self._wants(name)]
+        if not wanted:
+            return
+        if len(measure.cores()) < 2:
+            for name in wanted:
+                self._add(measure.skipped(name, "this machine has one core"))
+            return
+        await self._bench.engines(2)
+        for case in plain:
+            await self._engine(case, note=SHARED)
+        for name, recipients, on in signed:
+            if on and signing_lanes.load() is None:
+                self._add(measure.skipped(name, NO_LANES))
+            elif self._wants(name):
+                await self._bench.engines(2, lanes=on)
+                await self._engine(Case(name=name, recipients=recipients, domains=1), note=SHARED)
+        await self._bench.engines(1)
+
+    async def _deep(self) -> None:
+        for name, recipients in ((goals.SHALLOW, deep_queue.SHALLOW), (goals.DEEP, deep_queue.DEEP)):
+            if not self._wants(name):
+                continue
+            try:
+                samples = await DeepQueue(self._bench, Case(name=name, recipients=20_000)).samples(recipients, self._runs)
+                self._add(measure.row(name, samples, note="windows of 80,000 messages in full flow"))
+            except (SluiceError, OSError) as error:
+                self._add(measure.skipped(name, str(error)))
+
+
+class Signature:
+    """RSA-2048 signatures of OpenSSL and nothing else, one after the other, on the core the engine has."""
+
+    def __init__(self) -> None:
+        key = dkim_keys.parse(dkim_keys.make("rsa-sha256").private_key)
+        assert isinstance(key, rsa.RSAPrivateKey)
+        self._key = key
+
+    def once(self) -> Sample:
+        """So many of them; runs in a thread, whose CPU it reads."""
+        padding, prehashed, sign = PKCS1v15(), Prehashed(SHA256()), self._key.sign
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, measure.cores()[:1])  # of this thread
+        watch, cpu, wall = measure.Watch(), time.thread_time(), time.perf_counter()
+        for number in range(_SIGNATURES):
+            sign(number.to_bytes(32, "big"), padding, prehashed)
+        cpu, seconds = time.thread_time() - cpu, time.perf_counter() - wall
+        os.sched_setaffinity(0, cores)
+        return Sample(messages=_SIGNATURES, seconds=seconds, cpu_seconds=cpu, foreign=watch.stop()[1])
+
+
+def raise_file_limit(wanted: int) -> bool:
+    """Let this process and its children open so many files. False: the hard limit is lower."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        return False
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return True
