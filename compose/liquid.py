@@ -85,6 +85,7 @@ class Compiled:
         self.literals = translator.literals  # the texts that stand in the template itself
         self.roots = translator.roots  # every variable name that is the first part of a path
         self.dynamic = translator.dynamic  # a name is computed, so any variable may be asked for
+        self.filters = translator.filters
         self.outputs = translator.outputs  # the places of values, which count how often they stay empty
         self.constant = "".join(translator.literals) if translator.only_text else None  # the whole text, when it is the same for everybody
 
@@ -186,6 +187,8 @@ def compile_template(
                 part.nodes = splice(part.nodes)
         translator = Translator(env, template, constants, names)
         block = translator.block(template.nodes)
+        for each in translator.filters:  # the memory of a template does not grow with its length
+            each.room = ops.MEMO_ENTRIES // len(translator.filters)
     except LiquidError as error:
         raise _refuse(field, source, error, env.at) from error
     except RecursionError as error:

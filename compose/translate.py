@@ -167,6 +167,7 @@ class Translator:
         self.env = env
         self.names = names
         self.outputs: list[ops.Output] = []
+        self.filters: list[ops.Filter] = []
         self.template = template
         self.constants = constants
         self.literals: list[str] = []
@@ -345,6 +346,11 @@ class Translator:
             return ops.Constant(part.value)
         if kind is primitive.Nil:
             return ops.Constant(None)
+        if kind is primitive.RangeLiteral:
+            literals = all(type(end) is primitive.IntegerLiteral for end in (part.start, part.stop))
+            if literals:
+                return ops.Constant(part._make_range(part.start.value, part.stop.value))
+            return ops.Range(self.expression(part.start), self.expression(part.stop), part._make_range)
         if kind in (primitive.Empty, primitive.Blank):
             return ops.Constant(part)
         if kind is BooleanExpression:
@@ -416,7 +422,9 @@ class Translator:
                 named[str(name)] = value
             else:
                 positional.append(value)
-        return ops.Filter(str(part.name), function, tuple(positional), named, wants, self.env.autoescape, may_keep)
+        made = ops.Filter(str(part.name), function, tuple(positional), named, wants, self.env.autoescape, may_keep)
+        self.filters.append(made)
+        return made
 
 
 def _always(_text: str) -> bool:

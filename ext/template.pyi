@@ -12,6 +12,7 @@ OUTPUT_LIMIT: int
 NUMBER_BITS: int
 WEIGHTS: dict[str, int]
 PERSONAL: frozenset[str]
+MEMO_ENTRIES: int
 
 def guard(value: object) -> object: ...
 def effort(value: object) -> int: ...
@@ -36,6 +37,10 @@ class Foreign(Expression):
 @final
 class Path(Expression):
     def __init__(self, root: str, keys: tuple[object, ...], missing: object, direct: bool, slot: int = -1) -> None: ...
+
+@final
+class Range(Expression):
+    def __init__(self, start: Expression, stop: Expression, make: Callable[[Any, Any], object]) -> None: ...
 
 @final
 class Field(Expression):
@@ -63,6 +68,7 @@ class Both(Expression):
 
 @final
 class Filter:
+    room: int
     def __init__(
         self,
         name: str,

@@ -108,10 +108,31 @@ cdef class Path(Expression):
         return found
 
     cdef object below(self, Frame frame, object found, object key):
+        if type(found) is ForLoop and type(key) is str and key != "size":
+            try:
+                return found[key]
+            except KeyError:
+                return MISSING
         try:
             return frame.foreign().get_item(found, key)
         except (KeyError, TypeError, IndexError):
             return MISSING
+
+
+@cython.final
+cdef class Range(Expression):
+    """What `make(start, stop)` answers, as python-liquid does for `(start..stop)`."""
+
+    cdef Expression start, stop
+    cdef object make
+
+    def __init__(self, Expression start not None, Expression stop not None, make):
+        self.start = start
+        self.stop = stop
+        self.make = make
+
+    cdef object value(self, Frame frame):
+        return self.make(self.start.value(frame), self.stop.value(frame))
 
 
 @cython.final
@@ -216,7 +237,9 @@ cdef class Both(Expression):
 cdef enum:  # filters with a short way for plain strings
     ORDINARY, DEFAULT, ESCAPE, ROUND
 
-cdef Py_ssize_t MEMO_ENTRIES = 8192, MEMO_CHARACTERS = 40
+MEMO_ENTRIES = 8192  # answers that the filters of one template keep, all together
+
+cdef Py_ssize_t MEMO_CHARACTERS = 40
 
 
 @cython.final
@@ -226,8 +249,10 @@ cdef class Filter:
     "context" (python-liquid's), "scope" (the global variables that are the same for everybody) or "" (nothing).
 
     `may_keep(text)` tells for which texts the answer is always the same, so that it can be kept: a list holds the same
-    cities, plans and days over and over. None: for none.
+    cities, plans and days over and over. None: for none. `room` is how many are kept.
     """
+
+    cdef public Py_ssize_t room
 
     cdef str name
     cdef object function
@@ -242,6 +267,7 @@ cdef class Filter:
         self, str name not None, function, tuple arguments not None, dict named not None, str wants not None, bint autoescape, may_keep
     ):
         self.kept = {}
+        self.room = MEMO_ENTRIES
         self.may_keep = may_keep
         for argument in (*arguments, *named.values()):
             if type(argument) is not Constant:
@@ -279,14 +305,14 @@ cdef class Filter:
                 if -1e15 < number < 1e15:  # halves go to the even number, as Python rounds
                     frame.count(1)
                     return <long long>rint(number)
-            if self.may_keep is not None and len(<str>value) <= MEMO_CHARACTERS:
+            if self.may_keep is not None and self.room and len(<str>value) <= MEMO_CHARACTERS:
                 answer = self.kept.get(value)
                 if answer is not None:
                     frame.count(1)
                     return answer
                 answer = self.call(frame, value)
-                if isinstance(answer, str) and self.may_keep(value):
-                    if len(self.kept) >= MEMO_ENTRIES:
+                if isinstance(answer, str) and len(answer) <= 4 * MEMO_CHARACTERS and self.may_keep(value):
+                    if len(self.kept) >= self.room:
                         self.kept.clear()
                     self.kept[value] = answer
                 return answer

@@ -267,7 +267,7 @@ cdef class For(Operation):
         frame.count_loop(length)
         namespace = {self.name: None}
         if self.loop_name is not None:
-            loop = ForLoop(name=self.loop_name, it=iterator, length=length, parentloop=frame.foreign().parentloop())
+            loop = ForLoop(name=self.loop_name, it=iterator, length=length, parentloop=self.around(frame))
             namespace = {"forloop": loop, self.name: None}
             iterator = loop
         frame.push(namespace, loop)
@@ -280,6 +280,13 @@ cdef class For(Operation):
         finally:
             frame.pop(loop)
         return ON
+
+    cdef object around(self, Frame frame):
+        """The `forloop` of the loop around this one."""
+        for loop in reversed(frame.loops):
+            if hasattr(loop, "parentloop"):
+                return loop
+        return Undefined("parentloop", token=None)
 
     cdef object block_iterator(self, Frame frame, object items):
         """What python-liquid loops over for a value that is no plain list, mapping or text."""

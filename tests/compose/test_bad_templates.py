@@ -9,6 +9,7 @@ import pytest
 from compose import liquid
 from compose.rendering import render
 from domain.errors import Invalid
+from ext import template as ops
 from tests.compose.test_campaign import MERGED, assert_sound, campaign, one, parsed, recipient, refusal, said
 from tests.compose.test_link_rewriting import hrefs, led_to
 from tests.compose.test_liquid import CONSTANTS, SCOPE
@@ -129,3 +130,12 @@ def test_49_markup_in_a_name_stays_text_and_links_stay_whole(value: str, follow:
     address = led_to(first, compiled.destinations) if follow else first
     assert address == f"https://shop.example/{coded}?q={coded}&r={coded}#{coded}"
     assert second == f"https://shop.example/?q={value}"
+
+
+def test_what_a_template_keeps_does_not_grow_with_its_length() -> None:
+    compiled = liquid.compile_template("text", "{{ x | upcase }}{{ y | capitalize }}" * 2000, liquid.TEXT, {})
+    rooms = [each.room for each in compiled.filters]
+    assert len(rooms) == 4000
+    assert sum(rooms) <= ops.MEMO_ENTRIES
+    for number in range(20):
+        assert compiled.program.render({"x": f"a{number}", "y": f"b{number}"}) == f"A{number}B{number}" * 2000
