@@ -76,6 +76,8 @@ def main() -> int:
         code, words = NOT_NOW, str(failure) or "the store did not answer in time"
     except SystemExit:  # of argparse, whose 2 is no word of sysexits.h
         return NOT_NOW
+    except Exception as failure:  # a bug of ours must not cost the message
+        code, words = NOT_NOW, f"{type(failure).__name__}: {failure}"
     sys.stderr.write(f"sluice inbound pipe: {words}\n")
     return code
 

@@ -128,17 +128,21 @@ class MailPolicy(Policy):
             ids = await inbound.keep_in(
                 conn, peer=peer or None, mail_from=mail_from, recipients=recipients, raw=content, timeout_seconds=STORE_TIMEOUT_SECONDS
             )
+            targets: set[str] = set()  # who reads several of its addresses gets it once
             for number, each in zip(ids, recipients, strict=True):
-                await self._forward(conn, number, each, mail_from, content)
+                await self._forward(conn, number, each, mail_from, content, targets)
         self.kept += 1
         return ids
 
-    async def _forward(self, conn: PooledConnection, number: int, received: inbound.Received, mail_from: str, content: bytes) -> None:
+    async def _forward(
+        self, conn: PooledConnection, number: int, received: inbound.Received, mail_from: str, content: bytes, targets: set[str]
+    ) -> None:
         if received.user_id is not None or received.recipient.lower().startswith("srs0="):
             return
         target, duty = self.routes.target(received.recipient)
-        if not target:
+        if not target or target in targets:
             return
+        targets.add(target)
         reason = why_not(content, mail_from, duty=duty, installation=self.installation)
         if not reason and not await forwarding.enqueue(conn, number, target, timeout_seconds=STORE_TIMEOUT_SECONDS):
             reason = f"{forwarding.MAX_WAITING} mails wait to be forwarded already"

@@ -108,12 +108,19 @@ async def test_who_gets_what(pool: Pool, world: World, server: Server) -> None:
     assert [target for target, _ in await queue(pool)] == [
         "trust@ours.example", "admin@ours.example", "admin@ours.example", "rest@ours.example",
     ]  # fmt: skip
+    # to two addresses that one person reads: once
+    client = await server.greeted()
+    client.send(b"MAIL FROM:<ada@reader.example>\r\nRCPT TO:<root@relay.example>\r\nRCPT TO:<postmaster@relay.example>\r\nDATA\r\n")
+    for _ in range(4):
+        await client.reply()
+    assert (await client.say(MAIL + b".")).startswith("250")
+    assert len(await queue(pool)) == 5
     # what the rules do not name, and what only looks like ours
     assert (await deliver(server, "other@bounce.mailer.example")).startswith("550 5.1.1")
     assert (await deliver(server, world.return_path(days_ago=90, domain="relay.example"))).startswith("550 5.1.1")
     # a return path is nobody's mail
     assert (await deliver(server, world.return_path(), sender="")).startswith("250")
-    assert len(await queue(pool)) == 4
+    assert len(await queue(pool)) == 5
 
 
 async def test_automatic_mail_and_loops_stay_here(pool: Pool, world: World, server: Server) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from bench.attack_kit import Kit
 from domain.forwarding import why_not
 from inbound.content import refusal, sender_of
 from inbound.session import MAX_MESSAGES
@@ -342,3 +343,21 @@ async def test_a_group_of_commands_is_answered_in_order(server: Server, pool: Po
     client.send(BODY + b".\r\nMAIL FROM:<>\r\nQUIT\r\n")
     assert [reply[:3] for reply in await client.rest()] == ["250", "250", "221"]
     assert len(await stored(pool)) == 1
+
+
+async def test_after_the_attack_kit_nothing_is_left_and_honest_mail_was_taken_meanwhile(pool: Pool, world: World) -> None:
+    async with serving(pool, world, patience=QUICK._replace(idle=1.0, content=1.0, session=4.0)) as server:
+        limits = server.listener.limits
+        kit = Kit(*server.listener.address, world.return_path())
+        attack = asyncio.create_task(kit.run(12, 3.0))
+        for _ in range(5):
+            client = await server.greeted()
+            assert (await client.deliver(world.return_path())).startswith("250")
+            await client.say("QUIT")
+            await asyncio.sleep(0.2)
+        await attack
+        assert sum(kit.rounds.values()) > 12
+        async with asyncio.timeout(10):
+            while limits.sessions:
+                await asyncio.sleep(0.05)
+        assert (limits.buffered_bytes, +limits.peers) == (0, {})

@@ -68,4 +68,8 @@ async def test_trouble_of_ours_is_tried_again(pipe: Pipe, pool: Pool, world: Wor
     assert away.returncode == 75
     assert b"127.0.0.1:1/none is not available" in away.stderr
     assert pipe(good, SLUICE_INBOUND_SMTP_PORT="x").returncode == 75
+    await pool.execute("alter table inbound_messages rename to away")
+    broken = pipe(good)
+    assert broken.returncode == 75
+    assert b"inbound_messages" in broken.stderr
     assert b"Traceback" not in away.stderr
