@@ -21,7 +21,7 @@ import msgspec
 import redis.asyncio
 import structlog
 
-from config import load, logs
+from config import load, logs, tasks
 from config.keys import Keyring, load_keyring
 from config.settings import Settings
 from domain.bounce import shipped_rules
@@ -444,9 +444,7 @@ class Engine:
         except (OSError, JournalError) as error:
             accounted = False
             log.warning("the accounting files lag; whoever takes over the journal finishes them", reason=str(error))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await tasks.end(self._tasks, _CLOSING_SECONDS)
         await self._journal.stop()
         caught_up = accounted and self._ledger.cursor == self._journal.position
         try:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from config import tasks
 from domain.egress import DeliveryServer
 from domain.errors import ConnectFailed
 from engine import path_plan
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from engine.turn import Turn
 
 IDLE_TIMEOUT_SECONDS = 10.0
+STOPPING_SECONDS = 1.0
 QUIET_SECONDS = 10.0  # no reply on any connection for so long is worth a word in the status
 LIVELY_SECONDS = 300.0  # a server that has answered somebody since then is alive: what it ends a connection for is the message
 _connection_ids = itertools.count(1)
@@ -74,6 +76,7 @@ class EgressPath:
         self._turn_index = 0
         self.held = 0  # batches leased for this path and not settled; kept by intake
         self.ready = 0
+        self.more = False  # more is announced for it than there was room for when intake last looked
         self.away = ""  # name of the fallback that sends what belongs here
         self.away_recipients = 0  # given to it, ever
         self.missed = False  # something went to it since the last try to connect
@@ -109,6 +112,11 @@ class EgressPath:
 
     def _works(self) -> bool:
         return any(session.sent > session.facts.unanswered + session.in_flight for session in self.sessions)
+
+    @property
+    def batches_for_connections(self) -> int:
+        """Batches to hold, besides the ordinary few, for what is in flight on many connections: one for every hundred messages."""
+        return len(self.sessions) * (self.server.limits.bdat_window if self.windows else 1) // 100
 
     def needs_fallback(self, now: float) -> bool:
         """Whether no connection could be used for longer than an operator wants to wait for that."""
@@ -336,6 +344,7 @@ class EgressPath:
                     tokens_at=self.bucket.ready_at(now),
                     idle_since=self._idle_since,
                     idle_timeout=IDLE_TIMEOUT_SECONDS,
+                    more=self.more,
                 )
             )
             surplus = [*idle, *(s for s in self.sessions if not s.idle and not s.protocol.quitting)] if plan.close else []
@@ -396,7 +405,4 @@ class EgressPath:
 
     async def stop(self) -> None:
         """End the path's task and every connection attempt; call after the connections have been drained or cut."""
-        tasks = [self._task, *self._connecting]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await tasks.end([self._task, *self._connecting], STOPPING_SECONDS)

@@ -13,7 +13,7 @@ import redis.asyncio
 import redis.exceptions
 import structlog
 
-from config import load
+from config import load, tasks
 from config.keys import Keyring, load_keyring
 from config.settings import Settings
 from domain.errors import ConfigurationError, Unavailable
@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 REFRESH_SECONDS: Final = 2.0  # a new MFROM domain is taken mail for this soon
 PUBLISH_TIMEOUT_SECONDS: Final = 1.0
 STATUS_LIFETIME_SECONDS: Final = 5
+STOPPING_SECONDS: Final = 1.5
 
 
 class Inbound:
@@ -103,16 +104,15 @@ class Inbound:
             sys.stdout.flush()
             await self._stop.wait()
         finally:
-            for task in self._tasks:
-                task.cancel()
             await asyncio.gather(
                 *(listener.stop() for listener in listeners.values()),
                 *([web.stop()] if web else []),
-                *self._tasks,
+                tasks.end(self._tasks, STOPPING_SECONDS),
                 return_exceptions=True,
             )
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._redis.aclose(), 0.2)
+                async with asyncio.timeout(0.2):
+                    await self._redis.aclose()
             pool.terminate()
             visits.close()
             files.close()

@@ -19,6 +19,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from config import tasks
 from domain import links
 from domain.errors import Unavailable
 from inbound import abuse
@@ -345,6 +346,5 @@ class WebServer:
         self._server.should_exit = True
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=2.0)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await tasks.end([self._task], 1.0)
         self._socket.close()
