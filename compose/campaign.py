@@ -24,7 +24,7 @@ from domain.egress import DeliveryServer
 from domain.errors import Invalid
 from ext import header
 from ext.body import Unsendable
-from ext.message import Layout
+from ext.message import Layout, Part
 from ext.recipient import Names
 from ext.template import Program
 from ext.token import Signer
@@ -116,17 +116,7 @@ class CompiledCampaign:
         self._headers(layout, constants, sender_octets)
         lines, layout.cfbl = mail_headers.system(mail, content, domain)
         layout.list_headers = (layout.list_headers or b"") + lines + self._custom(layout, constants)
-        layout.text = self._part("text", content.text, html=False, constants=constants)
-        layout.html = self._part(
-            "html", markup.with_preheader(content.html, content.preheader, mail.preheader_template), html=True, constants=constants
-        )
-        parts = mime.frame(
-            text=layout.text is not None,
-            html=layout.html is not None,
-            mark=mime.boundary(content.id, content.version),
-            attachments=content.attachments,
-        )
-        layout.content_headers, layout.between, layout.end = parts
+        self._parts(layout, constants, markup.with_preheader(content.html, content.preheader, mail.preheader_template))
         layout.needs_data = self._tags.used or any(each.asks_for("subscriber") for each in self._compiled)
         self._dates: tuple[float, bytes, dict[str, Any]] | None = None
 
@@ -151,9 +141,10 @@ class CompiledCampaign:
         if isinstance(answer, Invalid):
             raise answer
         scope = self.scope(recipient, composed_at=composed_at)
-        if self._layout.html is not None:
-            return self._layout.html.render(scope)
-        return f"<pre>{escape(self._layout.text.render(scope))}</pre>" if self._layout.text is not None else None
+        for part in reversed(self._layout.parts or ()):  # HTML is the last of them
+            text = part.program.render(scope)
+            return text if part.field == "html" else f"<pre>{escape(text)}</pre>"
+        return None
 
     def _refuse(self, field: str, error: Exception) -> Invalid:
         """Why one recipient gets no message (bad inputs 47, 48)."""
@@ -162,7 +153,7 @@ class CompiledCampaign:
         if not isinstance(error, (UnicodeEncodeError, Unsendable, msgspec.MsgspecError)):
             place = self._by_field[field].place() if field in self._by_field else ""
             return Invalid(field, f"{place}cannot be rendered: {Exception.__str__(error) or type(error).__name__}")
-        return Invalid("merge data" if field in ("html", "text") else field, f"bad merge data: {_reason(error)}")
+        return Invalid("merge data" if field in ("text", "amp", "html") else field, f"bad merge data: {_reason(error)}")
 
     def empty_values(self) -> dict[str, int]:
         """How often a value came out empty in the messages built so far, by what the templates call it; only those that did."""
@@ -215,21 +206,33 @@ class CompiledCampaign:
         env = liquid.HTML if html else liquid.TEXT
         return liquid.compile_template(field, source, env, constants, self._tags.rewrite, names=self._names)
 
-    def _part(self, field: str, source: str, *, html: bool, constants: dict[str, Any]) -> Program | None:
-        if not source:
-            return None
-        compiled = self._template(field, source, constants, html=html)
-        if html:  # only now: a mistake is named at its place in what was written
-            if self._tracking.wanted:
-                marked, self.destinations = link_rewriting.rewrite(field, source, self._tracking)
-            else:
-                marked = link_rewriting.mark_addresses(source)
-            if marked != source:
-                splice = Splicer(self._tracking)
-                compiled = liquid.compile_template(field, marked, liquid.HTML, constants, self._tags.rewrite, splice, self._names)
-        self._compiled.append(compiled)
-        self._by_field[field] = compiled
-        return compiled.program
+    def _parts(self, layout: Layout, constants: dict[str, Any], html: str) -> None:
+        """Compile the body parts there are, from the plainest to the richest (RFC 2046 §5.1.4), and the frame around them."""
+        content, bodies, programs = self.content, [], []
+        markup.check_amp(content.amp, html)
+        for field, kind, source in (("text", "plain", content.text), ("amp", "x-amp-html", content.amp), ("html", "html", html)):
+            if not source:
+                continue
+            compiled = self._template(field, source, constants, html=kind != "plain")
+            base64 = mime.prefers_base64("".join(compiled.literals))
+            if field == "html":  # only now: a mistake is named at its place in what was written
+                compiled = self._with_links(compiled, source, constants)
+            self._compiled.append(compiled)
+            self._by_field[field] = compiled
+            bodies.append(mime.Body(kind, base64))
+            programs.append((field, compiled.program, base64))
+        mark = mime.boundary(content.id, content.version)
+        layout.content_headers, behind = mime.frame(bodies, mark, content.attachments)
+        layout.parts = [Part(*each, octets) for each, octets in zip(programs, behind, strict=True)]
+
+    def _with_links(self, compiled: liquid.Compiled, source: str, constants: dict[str, Any]) -> liquid.Compiled:
+        if self._tracking.wanted:
+            marked, self.destinations = link_rewriting.rewrite("html", source, self._tracking)
+        else:
+            marked = link_rewriting.mark_addresses(source)
+        if marked == source:
+            return compiled
+        return liquid.compile_template("html", marked, liquid.HTML, constants, self._tags.rewrite, Splicer(self._tracking), self._names)
 
     def _line(self, field: str, source: str, constants: dict[str, Any]) -> tuple[str, Program | None]:
         """A header value: its text when it is the same for everybody, else its program."""
@@ -307,7 +310,11 @@ def _field(field: str, make: Any, *arguments: Any) -> bytes:
 
 
 def check(
-    content: CampaignContent, server: DeliveryServer, keyring: Keyring, public_url: str, mail: Mail = Mail()  # noqa: B008
+    content: CampaignContent,
+    server: DeliveryServer,
+    keyring: Keyring,
+    public_url: str,
+    mail: Mail = Mail(),  # noqa: B008
 ) -> tuple[str, ...]:
     """Raise Invalid when the campaign could not be sent as it stands; what the API asks when it is saved.
 

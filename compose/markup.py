@@ -22,6 +22,7 @@ PREHEADER_PLACE: Final = "_PreHeaderText_"
 _TAGS: Final = re.compile(
     r"\{%-?\s*raw\s*-?%\}.*?\{%-?\s*endraw\s*-?%\}|\{%-?\s*comment\s*-?%\}.*?\{%-?\s*endcomment\s*-?%\}|\{\{.*?\}\}|\{%.*?%\}", re.DOTALL
 )
+_AMP: Final = re.compile(r"\s*<!doctype html>\s*<html\b[^>]*(?:\u26a14email|amp4email)", re.IGNORECASE).match
 # Where a comment cannot stand: in comments, in elements whose content is text, in tags
 _NO_COMMENT: Final = re.compile(
     r"<!--.*?-->|<(style|script|title|textarea)\b.*?</\1\s*>|</?[a-z](?:[^<>\"']|\"[^\"]*\"|'[^']*')*>", re.DOTALL | re.IGNORECASE
@@ -180,3 +181,11 @@ def with_preheader(html: str, preheader: str, template: str = "") -> str:
     body = _BODY.search(html)
     at = body.end() if body else 0
     return html[:at] + block + html[at:]
+
+
+def check_amp(amp: str, html: str) -> None:
+    """Raises Invalid for an AMP part without an HTML part beside it, or one that does not say that it is AMP for mail."""
+    if amp and not html:
+        raise Invalid("amp", "needs an HTML part beside it, for mail programs that do not show AMP")
+    if amp and not _AMP(amp):
+        raise Invalid("amp", "must begin with <!doctype html><html \u26a14email> (or <html amp4email>)", amp.strip()[:80])

@@ -11,7 +11,6 @@ from domain.campaign import Attachment
 from domain.errors import Invalid
 from ext import header
 
-PART: Final = b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n'
 MAX_ATTACHMENTS: Final = 50
 MAX_FILENAME_BYTES: Final = 200  # in UTF-8
 
@@ -23,12 +22,11 @@ _PLAIN_NAME: Final = re.compile(
 _BASE64_LINE: Final = 57  # octets that become 76 characters
 
 
-class MimeFrame(NamedTuple):
-    """Octets around the quoted-printable text part and HTML part, of which one may be absent."""
+class Body(NamedTuple):
+    """One body part: `text/<kind>`, and whether it is base64; otherwise quoted-printable."""
 
-    headers: bytes  # the rest of the header block and all up to the first part's text
-    between: bytes
-    end: bytes
+    kind: str
+    base64: bool = False
 
 
 def boundary(campaign_id: int, version: int) -> bytes:
@@ -36,28 +34,44 @@ def boundary(campaign_id: int, version: int) -> bytes:
     return b"=_" + hashlib.sha256(b"%d.%d" % (campaign_id, version)).hexdigest()[:24].encode("ascii")
 
 
-def frame(*, text: bool, html: bool, mark: bytes, attachments: Sequence[Attachment] = ()) -> MimeFrame:
-    """The parts there are, as few multiparts around them as they need; an empty text part when there is neither text nor HTML.
+def frame(bodies: Sequence[Body], mark: bytes, attachments: Sequence[Attachment] = ()) -> tuple[bytes, list[bytes]]:
+    """The rest of the header block with all that stands before the first body, and what stands behind each body.
 
-    multipart/mixed( multipart/alternative( text, multipart/related( HTML, inline attachments ) ), other attachments ).
-    Raises Invalid("attachments", ...) for a name, type or Content-ID that cannot stand in a header.
+    As few multiparts as they need: multipart/mixed( multipart/alternative( text, AMP, multipart/related( HTML, inline
+    attachments ) ), other attachments ). Without bodies there is an empty text part. Raises Invalid naming the field for a
+    file name, type or Content-ID that cannot stand in a header.
     """
     check(attachments)
-    inline = [each for each in attachments if each.content_id] if html else []  # only HTML refers to them
+    inline = (
+        [each for each in attachments if each.content_id] if any(body.kind == "html" for body in bodies) else []
+    )  # only HTML names them
     others = [each for each in attachments if each not in inline]
-    first, between, end = PART % (b"html" if html else b"plain"), b"", b""
+    heads = [_head(body) for body in bodies] or [_head(Body("plain"))]
+    end = b""
     if inline:
-        mark_related = mark + b".r"
-        related, close = _open(b"related", mark_related, b'; type="text/html"'), _close(mark_related, inline)
-        first, end = related + PART % b"html", close
-    if text and html:
-        mark_alternative = mark + b".a" if attachments else mark
-        between = b"\r\n--%b\r\n" % mark_alternative + first
-        first = _open(b"alternative", mark_alternative) + PART % b"plain"
-        end += _close(mark_alternative)
+        heads[-1] = _open(b"related", mark + b".r", b'; type="text/html"') + heads[-1]
+        end = _close(mark + b".r", inline)
+    before = heads[0]
+    if len(heads) > 1:
+        outer = mark + b".a" if attachments else mark
+        before = _open(b"alternative", outer) + before
+        end += _close(outer)
+        heads = [b"\r\n--%b\r\n" % outer + head for head in heads]
     if others:
-        first, end = _open(b"mixed", mark) + first, end + _close(mark, others)
-    return MimeFrame(first, between, end or b"\r\n")
+        before, end = _open(b"mixed", mark) + before, end + _close(mark, others)
+    behind = [*heads[1:], end or b"\r\n"]
+    return (before, behind) if bodies else (before + behind[0], [])
+
+
+def _head(body: Body) -> bytes:
+    coding = b"base64" if body.base64 else b"quoted-printable"
+    return b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n' % (body.kind.encode("ascii"), coding)
+
+
+def prefers_base64(text: str) -> bool:
+    """Whether quoted-printable would be longer: one octet in five or more is not ASCII."""
+    octets = text.encode("utf-8")
+    return 5 * sum(octet > 127 for octet in octets) >= len(octets) > 0
 
 
 def check(attachments: Sequence[Attachment]) -> None:

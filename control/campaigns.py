@@ -32,7 +32,8 @@ class CampaignCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A new draft. `subject`, `html` and `text` are templates; without `from_email` the list's sender or the enforced From is used.
 
     Without `text` a text part is made from the HTML part; "" means none. `preheader` is a template hidden at the start of
-    the HTML part. `mjml` becomes `html` when it is saved, and with `inline_css` style sheets become style attributes.
+    the HTML part. `mjml` becomes `html` when it is saved, and with `inline_css` style sheets become style attributes. `amp` is an
+    AMP document for mail programs that show it; all others show the HTML part, which has to be there.
 
     `track_links` leads the links of the HTML part over the link domain, `track_opens` puts a pixel of the open domain at its end;
     `utm_source` and `utm_medium` are added to links that have none. With `track_conversions` followed links bring a click id along,
@@ -52,6 +53,7 @@ class CampaignCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     inline_css: bool = False
     text: str | None = None
     preheader: str = ""
+    amp: str = ""
     track_links: bool = False
     track_opens: bool = False
     track_conversions: bool = False
@@ -75,6 +77,7 @@ class CampaignUpdate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     inline_css: bool | UnsetType = UNSET
     text: str | UnsetType | None = UNSET
     preheader: str | UnsetType = UNSET
+    amp: str | UnsetType = UNSET
     track_links: bool | UnsetType = UNSET
     track_opens: bool | UnsetType = UNSET
     track_conversions: bool | UnsetType = UNSET
@@ -243,7 +246,7 @@ def checked(fields: dict[str, object]) -> dict[str, object]:
         value = fields.get(name)
         if isinstance(value, str) and value:
             fields[name] = address.parse(value, name).text
-    for name in ("html", "mjml", "text", "preheader"):
+    for name in ("html", "mjml", "text", "preheader", "amp"):
         value = fields.get(name)
         if isinstance(value, str) and "\0" in value:
             raise Invalid(name, "contains a NUL character")

@@ -36,6 +36,7 @@ def campaign_group() -> None:
     "--text", "text_file", type=click.Path(exists=True, dir_okay=False), help="File with the text part. Default: made of the HTML."
 )
 @click.option("--mjml", "mjml_file", type=click.Path(exists=True, dir_okay=False), help="File with an MJML document, instead of --html.")
+@click.option("--amp", "amp_file", type=click.Path(exists=True, dir_okay=False), help="File with an AMP part, beside --html.")
 @click.option("--inline-css", is_flag=True, help="Turn style sheets of the HTML part into style attributes.")
 @click.option("--preheader", default="", help="What mail programs preview: hidden text at the start of the HTML part, Liquid allowed.")
 @click.option("--class", "mail_class", type=click.Choice(["marketing", "autoresponder", "transactional"]), default="marketing",
@@ -53,6 +54,7 @@ def campaign_create(
     html_file: str | None,
     text_file: str | None,
     mjml_file: str | None,
+    amp_file: str | None,
     start_now: bool,
     as_json: bool,
     **fields: Any,
@@ -60,7 +62,7 @@ def campaign_create(
     """Create a campaign as a draft. The content is compiled and checked: an error in a template names line and column."""
     if not (html_file or text_file or mjml_file):
         raise click.UsageError("name --html, --mjml, --text or several of them")
-    content = {"html": _read(html_file), "mjml": _read(mjml_file), "text": _read(text_file) if text_file else None}
+    content = {"html": _read(html_file), "mjml": _read(mjml_file), "text": _read(text_file) if text_file else None, "amp": _read(amp_file)}
 
     async def work(stores: Stores) -> "Campaign":
         from control import campaigns as api
@@ -95,7 +97,7 @@ def _read(file: str | None) -> str:
 
 def _brief(campaign: "Campaign") -> dict[str, Any]:
     """A campaign without its bodies."""
-    return {name: getattr(campaign, name) for name in campaign.__struct_fields__ if name not in ("html", "text")}
+    return {name: getattr(campaign, name) for name in campaign.__struct_fields__ if name not in ("html", "text", "amp")}
 
 
 @campaign_group.command("attach", epilog=EPILOG)

@@ -42,6 +42,7 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()  # custom header fields: name, template of the value
     user_email: str = ""
     user_group_id: int = 0  # 0: the user is in no group
+    amp: str = ""  # a template: the AMP part; empty: none
     preheader: str = ""  # a template, hidden at the start of the HTML part
     attachments: tuple[Attachment, ...] = ()
     part: int = 0  # of a message stream: which of the contents that share its id

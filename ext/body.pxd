@@ -66,6 +66,7 @@ cdef inline int put_plain(Wire* wire, const unsigned char* text, Py_ssize_t leng
 
 
 cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1
+cdef int put_base64(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1
 cdef int put_url(Wire* wire, const unsigned char* text, Py_ssize_t length, bint component) except -1
 cdef int put_piece(Wire* wire, const unsigned char* coded, Py_ssize_t length, int first, int last, bint one_line, bint leading_lf, int ending) except -1
 cdef const unsigned char* utf8(object text, Py_ssize_t* length) except NULL

@@ -22,6 +22,7 @@ cdef unsigned char[256] KIND         # octet -> its class in quoted-printable te
 cdef unsigned char[256] KIND_MARKUP  # the same, with & < > " ' set apart to be escaped for HTML
 cdef unsigned char[256] IN_URL       # 1: may stand in the part of a URL that a value fills, 2: in a URL that is a value as a whole
 cdef const unsigned char* HEX = b"0123456789ABCDEF"
+cdef const unsigned char* BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 cdef int _fill_tables() except -1:
@@ -152,6 +153,36 @@ cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint
         blank = False
     wire.length = out - wire.data
     wire.column = column
+    return 0
+
+
+cdef int put_base64(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1:
+    """Write octets as base64 in lines of 76, without the last line's end (RFC 2045 §6.8)."""
+    cdef Py_ssize_t at = 0
+    cdef int column = 0
+    cdef unsigned int group
+    cdef unsigned char* out
+    reserve(wire, length * 3 // 2 + 16)
+    out = wire.data + wire.length
+    while at < length:
+        if column == 76:
+            out[0] = 13
+            out[1] = 10
+            out += 2
+            column = 0
+        group = <unsigned int>text[at] << 16
+        if at + 1 < length:
+            group |= <unsigned int>text[at + 1] << 8
+        if at + 2 < length:
+            group |= text[at + 2]
+        out[0] = BASE64[group >> 18]
+        out[1] = BASE64[(group >> 12) & 63]
+        out[2] = BASE64[(group >> 6) & 63] if at + 1 < length else 61
+        out[3] = BASE64[group & 63] if at + 2 < length else 61
+        out += 4
+        column += 4
+        at += 3
+    wire.length = out - wire.data
     return 0
 
 

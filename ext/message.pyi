@@ -6,6 +6,14 @@ from ext.template import Program
 from ext.token import Signer
 
 @final
+class Part:
+    field: str
+    program: Program
+    base64: bool
+    behind: bytes
+    def __init__(self, field: str, program: Program, base64: bool, behind: bytes) -> None: ...
+
+@final
 class Layout:
     refuse: Callable[[str, Exception], Any]
     address: Callable[[str], tuple[bytes, bool]]
@@ -17,8 +25,7 @@ class Layout:
     reply_to: bytes | None
     list_headers: bytes | None
     content_headers: bytes | None
-    between: bytes | None
-    end: bytes | None
+    parts: list[Part] | None
     sender_address: bytes | None
     mail_from: bytes | None
     mail_from_domain: bytes | None
@@ -34,8 +41,6 @@ class Layout:
     campaign: int
     subject: Program | None
     from_name: Program | None
-    text: Program | None
-    html: Program | None
     message_signer: Signer | None
     return_signer: Signer | None
     unsubscribe_signer: Signer | None

@@ -9,7 +9,8 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdlib cimport free
 
-from ext.body cimport Wire, put, put_bytes, utf8
+from ext.body cimport Wire, put, put_base64, put_bytes, utf8
+from ext.body import Unsendable
 from ext.header cimport mailbox, put_unstructured
 from ext.recipient cimport UNSUBSCRIBE, Names, Row
 from ext.template cimport Program
@@ -69,6 +70,37 @@ cdef bint _is_plain(const unsigned char* text, Py_ssize_t length) noexcept:
 
 
 @cython.final
+cdef class Part:
+    """One body part: the program of `field`, how its text is encoded, and the octets between it and what follows."""
+
+    cdef readonly str field
+    cdef readonly Program program
+    cdef readonly bint base64
+    cdef readonly bytes behind
+
+    def __init__(self, str field not None, Program program not None, bint base64, bytes behind not None):
+        self.field = field
+        self.program = program
+        self.base64 = base64
+        self.behind = behind
+
+    cdef int write(self, Row row, Wire* wire) except -1:
+        cdef Py_ssize_t length
+        cdef const unsigned char* source
+        cdef str text
+        if self.base64:
+            text = self.program.text_of(row)
+            if "\0" in text:
+                raise Unsendable("it holds a NUL")
+            text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+            source = utf8(text, &length)
+            put_base64(wire, source, length)
+        else:
+            self.program.write(row, wire)
+        return put_bytes(wire, self.behind)
+
+
+@cython.final
 cdef class Layout:
     """What one campaign says to everybody, as octets ready to be written, and the programs for the rest.
 
@@ -81,14 +113,15 @@ cdef class Layout:
     cdef public object refuse, address, decode, decode_value
     cdef public Names names
     cdef public dict constants
-    cdef public bytes sender, reply_to, list_headers, content_headers, between, end
+    cdef public bytes sender, reply_to, list_headers, content_headers
+    cdef public list parts   # of Part, in their order
     cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
     cdef public bint always_utf8, needs_data
     cdef public bint cfbl    # X-FBLId stands as CFBL-Feedback-ID, too
     cdef public bint listless  # nothing to unsubscribe from
     cdef public list custom  # (name, Program) of header fields that differ; one without a value is left out
     cdef public object user, campaign
-    cdef public Program subject, from_name, text, html
+    cdef public Program subject, from_name
     cdef public Signer message_signer, return_signer, unsubscribe_signer, unsubscribe_mail_signer, web_view_signer
     cdef public Signer click_signer, open_signer   # None: nothing in the templates asks for their tokens
     cdef str field   # what is being built: named when it fails
@@ -216,12 +249,7 @@ cdef class Layout:
                 if value.strip():
                     put_unstructured(wire, name, value)
         put_bytes(wire, self.content_headers)
-        if self.text is not None:
-            self.field = "text"
-            self.text.write(row, wire)
-        put_bytes(wire, self.between)
-        if self.html is not None:
-            self.field = "html"
-            self.html.write(row, wire)
-        put_bytes(wire, self.end)
+        for part in self.parts:
+            self.field = (<Part>part).field
+            (<Part>part).write(row, wire)
         return mail_from, rcpt, PyBytes_FromStringAndSize(<const char*>wire.data, wire.length), smtputf8 or self.always_utf8

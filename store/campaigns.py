@@ -33,6 +33,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     text_derived: bool
     preheader: str
+    amp: str
     track_links: bool
     track_opens: bool
     track_conversions: bool
@@ -97,12 +98,12 @@ class RecipientStatus(msgspec.Struct, frozen=True, kw_only=True):
 # What a caller may write of a draft
 FIELDS = (
     "name", "mail_class", "list_id", "delivery_server_id", "subject", "from_name", "from_email", "reply_to", "html", "text", "text_derived",
-    "preheader", "track_links", "track_opens", "track_conversions", "utm_source", "utm_medium",
+    "preheader", "amp", "track_links", "track_opens", "track_conversions", "utm_source", "utm_medium",
 )  # fmt: skip
 _COLUMNS = f"id, user_id, {', '.join(FIELDS)}, state, recipients, version, created_at, started_at, finished_at"
 _HEADERS = custom_headers.OF_CAMPAIGN.format("c") + "::text as headers"
 # lists of campaigns do not carry their bodies
-_BRIEF = _COLUMNS.replace("html, text", "'' as html, '' as text")
+_BRIEF = _COLUMNS.replace("html, text,", "'' as html, '' as text,").replace("amp,", "'' as amp,")
 
 
 async def create(conn: PooledConnection, user_id: int, fields: dict[str, Any]) -> Campaign:
@@ -165,7 +166,7 @@ async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> Ca
     """What a campaign says, or a part of a message stream, as `compose` wants it. Raises NotFound."""
     row = await conn.fetchrow(
         "select c.id, c.version, c.user_id, coalesce(c.list_id, 0) as list_id, c.name, c.subject, c.from_name, c.from_email, "
-        "c.reply_to, c.html, c.text, c.preheader, "
+        "c.reply_to, c.html, c.text, c.preheader, c.amp, "
         "c.track_links, c.track_opens, c.utm_source, c.utm_medium, coalesce(l.name, '') as list_name, "
         "coalesce(l.sender_email, '') as list_sender_email, coalesce(l.sender_name, '') as list_sender_name, c.delivery_server_id, "
         f"extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class, {_HEADERS}, "

@@ -82,8 +82,9 @@ def parsed(wire: bytes) -> EmailMessage:
 
 
 def said(part: Any) -> str:
-    """The text of a part, line ends as LF."""
-    return normalised(part.get_content())
+    """The text of a part, line ends as LF. What is quoted-printable ends with one more, which the boundary or the end needs."""
+    text = normalised(part.get_content())
+    return text + "\n" if part["Content-Transfer-Encoding"] == "base64" else text
 
 
 def assert_sound(wire: bytes) -> None:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from compose.mime import base64_lines, boundary, frame
+from compose.mime import Body, base64_lines, boundary, frame, prefers_base64
 from domain.campaign import Attachment
 from domain.errors import Invalid
 
@@ -16,17 +16,11 @@ PDF = Attachment(filename="invoice.pdf", content_type="application/pdf", content
 LOGO = Attachment(filename="logo.png", content_type="image/png", content=b"\x89PNG\r\n\x1a\n.", content_id="logo@example.com")
 
 
-def parsed(text: bool, html: bool, *attachments: Attachment) -> email.message.EmailMessage:
+def parsed(kinds: str, *attachments: Attachment) -> email.message.EmailMessage:
     """A message in this frame, read by somebody else."""
-    around = frame(text=text, html=html, mark=MARK, attachments=attachments)
-    wire = (
-        b"MIME-Version: 1.0\r\n"
-        + around.headers
-        + (b"words" if text or not html else b"")
-        + around.between
-        + (b"<p>words</p>" if html else b"")
-    )
-    wire += around.end
+    bodies = [Body(kind) for kind in kinds.split()]
+    wire, behind = frame(bodies, MARK, attachments)
+    wire = b"MIME-Version: 1.0\r\n" + wire + b"".join(b"<p>words</p>" + each for each in behind)
     assert wire.endswith(b"\r\n")
     assert max(len(line) for line in wire.split(b"\r\n")) <= 998
     assert not {10, 13} & set(wire.replace(b"\r\n", b""))
@@ -44,21 +38,24 @@ def shape(message: email.message.Message) -> object:
 
 
 @pytest.mark.parametrize(
-    ("text", "html", "attachments", "expected"),
+    ("kinds", "attachments", "expected"),
     [
-        (True, False, (), "text/plain"),
-        (False, True, (), "text/html"),
-        (True, True, (), ("alternative", "text/plain", "text/html")),
-        (True, True, (PDF,), ("mixed", ("alternative", "text/plain", "text/html"), "application/pdf")),
-        (True, True, (LOGO,), ("alternative", "text/plain", ("related", "text/html", "image/png"))),
-        (True, True, (PDF, LOGO), ("mixed", ("alternative", "text/plain", ("related", "text/html", "image/png")), "application/pdf")),
-        (False, True, (LOGO, PDF), ("mixed", ("related", "text/html", "image/png"), "application/pdf")),
-        (True, False, (LOGO,), ("mixed", "text/plain", "image/png")),
-        (False, False, (PDF,), ("mixed", "text/plain", "application/pdf")),
+        ("plain", (), "text/plain"),
+        ("html", (), "text/html"),
+        ("plain html", (), ("alternative", "text/plain", "text/html")),
+        ("plain html", (PDF,), ("mixed", ("alternative", "text/plain", "text/html"), "application/pdf")),
+        ("plain html", (LOGO,), ("alternative", "text/plain", ("related", "text/html", "image/png"))),
+        ("plain html", (PDF, LOGO), ("mixed", ("alternative", "text/plain", ("related", "text/html", "image/png")), "application/pdf")),
+        ("html", (LOGO, PDF), ("mixed", ("related", "text/html", "image/png"), "application/pdf")),
+        ("plain", (LOGO,), ("mixed", "text/plain", "image/png")),
+        ("plain x-amp-html html", (), ("alternative", "text/plain", "text/x-amp-html", "text/html")),
+        ("x-amp-html html", (LOGO,), ("alternative", "text/x-amp-html", ("related", "text/html", "image/png"))),
+        ("", (), "text/plain"),
+        ("", (PDF,), ("mixed", "text/plain", "application/pdf")),
     ],
 )
-def test_there_are_as_few_multiparts_as_the_parts_need(text: bool, html: bool, attachments: tuple[Attachment, ...], expected: object):
-    assert shape(parsed(text, html, *attachments)) == expected
+def test_there_are_as_few_multiparts_as_the_parts_need(kinds: str, attachments: tuple[Attachment, ...], expected: object):
+    assert shape(parsed(kinds, *attachments)) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,7 +72,7 @@ def test_there_are_as_few_multiparts_as_the_parts_need(text: bool, html: bool, a
 )
 def test_a_file_comes_back_with_its_name_and_octets(name: str):
     content = os.urandom(1000)
-    message = parsed(True, True, Attachment(filename=name, content_type="application/octet-stream", content=content))
+    message = parsed("plain html", Attachment(filename=name, content_type="application/octet-stream", content=content))
     (attachment,) = message.iter_attachments()
     assert attachment.get_filename() == name
     assert attachment.get_content_disposition() == "attachment"
@@ -83,7 +80,7 @@ def test_a_file_comes_back_with_its_name_and_octets(name: str):
 
 
 def test_an_inline_image_has_the_content_id_that_the_html_names():
-    image = next(part for part in parsed(True, True, LOGO, PDF).walk() if part.get_content_type() == "image/png")
+    image = next(part for part in parsed("plain html", LOGO, PDF).walk() if part.get_content_type() == "image/png")
     assert image["Content-ID"] == "<logo@example.com>"
     assert image.get_content_disposition() == "inline"
     assert image.get_content() == LOGO.content
@@ -115,10 +112,18 @@ def test_base64_lines_have_76_characters(size: int):
 def test_what_cannot_stand_in_a_header_is_refused_with_its_field(field: str, changed: dict[str, str]):
     values = {"filename": "a.pdf", "content_type": "application/pdf", "content_id": "", **changed}
     with pytest.raises(Invalid) as refused:
-        frame(text=True, html=True, mark=MARK, attachments=(Attachment(content=b"", **values),))
+        frame([Body("html")], MARK, (Attachment(content=b"", **values),))
     assert refused.value.field == field
 
 
 def test_a_content_id_can_be_there_once_only():
     with pytest.raises(Invalid, match="twice"):
-        frame(text=True, html=True, mark=MARK, attachments=(LOGO, LOGO))
+        frame([Body("html")], MARK, (LOGO, LOGO))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", False), ("plain words", False), ("Viele Grüße aus Köln, kommt gut nach Hause", False), ("こんにちは", True), ("Привет", True)],
+)
+def test_base64_is_chosen_where_it_is_shorter(text: str, expected: bool):
+    assert prefers_base64(text) is expected

@@ -129,3 +129,21 @@ async def test_the_preheader_is_a_template_in_the_html_part(ada: Client, pool: P
     html = (await composed(pool, keyring, made["id"])).get_content()
     assert html.startswith('<html><body><div style="display: none; max-height: 0px; overflow: hidden;">For Ann</div>')
     assert (await ada.refused(422, "PATCH", f"/campaigns/{made['id']}", json={"preheader": "{{ x"}))["errors"]
+
+
+async def test_an_amp_part_stands_between_text_and_html(ada: Client, pool: Pool, keyring: Keyring) -> None:
+    amp = "<!doctype html><html ⚡4email><body>Hello {{ subscriber.name }}</body></html>"
+    made = await draft(ada, html=HTML, amp=amp, text="Hi")
+    message = await composed(pool, keyring, made["id"])
+    assert [part.get_content_type() for part in message.iter_parts()] == ["text/plain", "text/x-amp-html", "text/html"]
+    assert "Hello Ann" in list(message.iter_parts())[1].get_content()
+    for body in ({"amp": "<p>no AMP</p>"}, {"html": "", "amp": amp}, {"amp": amp + "{{ x"}):
+        assert (await ada.refused(422, "PATCH", f"/campaigns/{made['id']}", json=body))["errors"][0]["field"] == "amp"
+
+
+async def test_text_that_is_not_latin_goes_as_base64_and_comes_back_the_same(ada: Client, pool: Pool, keyring: Keyring) -> None:
+    words = "こんにちは {{ subscriber.name }}さん\n.二行目は点で始まる\n" * 20
+    made = await draft(ada, html=HTML, text=words)
+    plain, rich = (await composed(pool, keyring, made["id"])).iter_parts()
+    assert (plain["Content-Transfer-Encoding"], rich["Content-Transfer-Encoding"]) == ("base64", "quoted-printable")
+    assert plain.get_content().replace("\r\n", "\n") == words.replace("{{ subscriber.name }}", "Ann")
