@@ -187,8 +187,9 @@ def compile_template(
                 part.nodes = splice(part.nodes)
         translator = Translator(env, template, constants, names)
         block = translator.block(template.nodes)
-        for each in translator.filters:  # the memory of a template does not grow with its length
-            each.room = ops.MEMO_ENTRIES // len(translator.filters)
+        keeping = [each for each in translator.filters if each.keeps]
+        for each in keeping:  # the memory of a template does not grow with its length
+            each.room = min(ops.FILTER_MEMO_ENTRIES, ops.MEMO_ENTRIES // len(keeping))
     except LiquidError as error:
         raise _refuse(field, source, error, env.at) from error
     except RecursionError as error:

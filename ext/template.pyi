@@ -13,6 +13,7 @@ NUMBER_BITS: int
 WEIGHTS: dict[str, int]
 PERSONAL: frozenset[str]
 MEMO_ENTRIES: int
+FILTER_MEMO_ENTRIES: int
 
 def guard(value: object) -> object: ...
 def effort(value: object) -> int: ...
@@ -69,6 +70,8 @@ class Both(Expression):
 @final
 class Filter:
     room: int
+    @property
+    def keeps(self) -> bool: ...
     def __init__(
         self,
         name: str,

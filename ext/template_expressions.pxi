@@ -237,7 +237,8 @@ cdef class Both(Expression):
 cdef enum:  # filters with a short way for plain strings
     ORDINARY, DEFAULT, ESCAPE, ROUND
 
-MEMO_ENTRIES = 8192  # answers that the filters of one template keep, all together
+MEMO_ENTRIES = 65_536       # answers that the filters of one template keep, all together: some 15 MB at the very most
+FILTER_MEMO_ENTRIES = 8192  # and one of them: the days of twenty years
 
 cdef Py_ssize_t MEMO_CHARACTERS = 40
 
@@ -267,7 +268,7 @@ cdef class Filter:
         self, str name not None, function, tuple arguments not None, dict named not None, str wants not None, bint autoescape, may_keep
     ):
         self.kept = {}
-        self.room = MEMO_ENTRIES
+        self.room = FILTER_MEMO_ENTRIES
         self.may_keep = may_keep
         for argument in (*arguments, *named.values()):
             if type(argument) is not Constant:
@@ -286,6 +287,11 @@ cdef class Filter:
             self.kind = ESCAPE
         elif name == "round" and not arguments and not named:
             self.kind = ROUND
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps any answers."""
+        return self.kind == ORDINARY and self.may_keep is not None
 
     cdef object apply(self, Frame frame, object value):
         cdef object answer
