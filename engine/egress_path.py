@@ -345,6 +345,7 @@ class EgressPath:
                     idle_since=self._idle_since,
                     idle_timeout=IDLE_TIMEOUT_SECONDS,
                     more=self.more,
+                    starved=len(self._waiting),
                 )
             )
             surplus = [*idle, *(s for s in self.sessions if not s.idle and not s.protocol.quitting)] if plan.close else []

@@ -142,6 +142,8 @@ class Intake:
         if self._journal.over_budget:
             return
         if not await batch_queue.any_waiting(self._redis, self._paths):
+            for path in self._paths.values():
+                path.more = False
             return
         for home in list(self._paths.values()):
             server, path = home.server.id, self._way(home)
@@ -152,9 +154,10 @@ class Intake:
                 continue  # the server does not take what we hold already; leave the rest to those it works for
             urgent = sum(h.campaign.priority_class == _URGENT and h.server_id == path.server.id for h in self.held.values())
             taken = await self._take_class(server, _URGENT, _URGENT_BATCHES * self.held_batches - urgent - in_hand)
-            room = self.held_batches - (path.held - urgent) - in_hand - taken
+            room = self.held_batches + path.batches_for_connections - (path.held - urgent) - in_hand - taken
             for priority_class in PRIORITY_CLASSES[1:]:
                 room -= await self._take_class(server, priority_class, room)
+            path.more = room <= 0
 
     async def _take_class(self, server_id: int, priority_class: str, room: int) -> int:
         if room <= 0:

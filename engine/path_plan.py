@@ -32,6 +32,8 @@ class PathView(msgspec.Struct, frozen=True):
     tokens_at: float  # when the throttle allows the next message
     idle_since: float  # when the path last had work
     idle_timeout: float
+    more: bool = False  # beyond what is ready, more waits in the queue than this engine may hold
+    starved: int = 0  # open connections that found nothing they may send
 
 
 class Actions(msgspec.Struct, frozen=True):
@@ -61,6 +63,8 @@ def next_actions(view: PathView) -> Actions:
         if view.now < view.retry_at:
             return Actions(close=surplus, look_again_at=min(view.retry_at, tokens_at))
         worth = 1 + view.ready // MESSAGES_PER_NEW_CONNECTION
+        if view.more:
+            worth += view.open - view.starved  # the others have work enough of their own
         target = min(view.max_connections, worth)
         wanted = max(0, target - view.open - view.connecting)
         if view.probing:

@@ -25,6 +25,15 @@ def test_much_work_opens_all_connections_that_are_allowed() -> None:
     assert next_actions(view(ready=5000)).open == 10
 
 
+def test_while_more_waits_than_is_held_only_starved_connections_count_for_what_is_ready() -> None:
+    busy = view(ready=2000, open=101, max_connections=5000)
+    assert next_actions(busy).open == 0
+    assert next_actions(msgspec.structs.replace(busy, more=True)).open == 101
+    assert next_actions(msgspec.structs.replace(busy, more=True, connecting=60)).open == 41
+    assert next_actions(msgspec.structs.replace(busy, more=True, starved=101)).open == 0
+    assert next_actions(msgspec.structs.replace(busy, more=True, open=4990)).open == 10
+
+
 def test_little_work_opens_one_connection() -> None:
     assert next_actions(view(ready=3)).open == 1
 
