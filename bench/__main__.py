@@ -105,9 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="under two minutes: the groups core, signed, delay (goals 1, 3 and 6)")
     parser.add_argument("--runs", type=int, help="runs of each case; the median is shown (default 3)")
-    words = lambda text: [word.strip() for word in text.split(",") if word.strip()]  # noqa: E731
-    parser.add_argument("--only", type=words, default=[], metavar="WHAT,...", help="only these groups, or rows whose name contains WHAT")
-    parser.add_argument("--without", type=words, default=[], metavar="GROUP,...", help="leave these groups out, for instance deep")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="WHAT", help="a group, or rows whose name contains WHAT (repeatable)"
+    )
+    parser.add_argument("--without", action="append", default=[], metavar="GROUP", help="leave it out, for instance deep (repeatable)")
     parser.add_argument("--node-directory", type=Path, metavar="DIRECTORY",
                         help="where nodemailer, handlebars, Haraka are installed (npm install --prefix DIRECTORY ...); else the first two "
                         "are installed for the run")  # fmt: skip

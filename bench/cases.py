@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from bench import bench_dkim, deep_queue, end_to_end, goals, measure, peers, relays
+from bench import bench_dkim, deep_queue, goals, measure, peers, relays
 from bench.deep_queue import DeepQueue
 from bench.end_to_end import Bench, Case
 from bench.measure import Row, Sample
@@ -25,6 +28,7 @@ FILES_FOR_5000: Final = 5200  # descriptors
 NO_LANES: Final = "no 8 lanes here: they need pip install 'sluice[dkim-lanes]' and a processor with AVX-512 IFMA"
 SHARED: Final = "queue to accounting, sink and stores on the same cores"
 _SIGNATURES: Final = 2000
+_IDLE: Final = 4000
 
 # name, what it measures and for which goals, minutes with three runs of each case
 GROUPS: Final[dict[str, tuple[str, float]]] = {
@@ -180,23 +184,21 @@ class Run:
             for each in (name, goals.IDLE):
                 self._add(measure.skipped(each, f"needs {FILES_FOR_5000} open files (ulimit -n)"))
             return
-        await self._bench.engines(1)  # one whose memory nobody has stretched yet, and with the higher limit
-        await self._bench.prepare(Case(name=goals.ENGINE, recipients=20_000))
-        engine = self._bench.engine_pids()[0]
-        before, _ = measure.memory(engine)
-        case = Case(name=name, recipients=150_000, connections=5000, delay_ms=50.0)
-        server = await self._bench.prepare(case)
-        samples: list[Sample] = []
-        idle: list[tuple[float, int]] = []
-        _, http, _ = await self._bench.sink(case.delay_ms)
-        for _ in range(self._runs):
-            samples.append(await self._bench.once(case, server))
-            now = (await asyncio.to_thread(end_to_end._counters, http))["connections"]["now"]
-            idle.append(((measure.memory(engine)[0] - before) / max(now, 1), now))
-        self._add(measure.row(name, samples))
-        least, now = min(idle)
-        note = "growth of the engine's memory since it had 20, what sending to all of them left behind included"
-        self._add(Row(name=goals.IDLE, connections=now, bytes_per_connection=round(least), runs=len(idle), note=note))
+        await self._bench.engines(1)  # with the higher limit
+        await self._engine(Case(name=name, recipients=150_000, connections=5000, delay_ms=50.0))
+        if self._wants(goals.IDLE):
+            self._add(await asyncio.to_thread(self._idle))
+
+    def _idle(self) -> Row:
+        command = [sys.executable, "-m", "bench.idle_connections", "--port", str(self._others.port), "--connections", str(_IDLE)]
+        try:
+            said = self._others.run(command)
+        except (OSError, subprocess.SubprocessError) as error:
+            return measure.skipped(goals.IDLE, str(error))
+        found = json.loads(said)
+        note = "connected and handed over as by an engine, nothing sent; a process of its own"
+        each = round(found["bytes_per_connection"])
+        return Row(name=goals.IDLE, connections=found["connections"], bytes_per_connection=each, runs=1, note=note)
 
     async def _peers(self) -> None:
         others = self._others

@@ -84,9 +84,8 @@ class Peers:
         finally:
             os.sched_setaffinity(0, before)
 
-    def _timed(self, argv: list[str], environment: dict[str, str] | None = None) -> Sample:
-        """Run a child that prints its own CPU and wall seconds."""
-        watch, sink = measure.Watch(), measure.cpu_seconds(self._sink)
+    def run(self, argv: list[str], environment: dict[str, str] | None = None) -> str:
+        """What a child of ours prints. Raises SubprocessError when it fails or takes too long."""
         child = self._start(argv, environment or {})
         try:
             said, _ = child.communicate(timeout=_LIMIT_SECONDS)
@@ -96,8 +95,13 @@ class Peers:
             raise
         if child.returncode:
             raise subprocess.CalledProcessError(child.returncode, argv)
+        return said
+
+    def _timed(self, argv: list[str], environment: dict[str, str] | None = None) -> Sample:
+        """Run a child that prints its own CPU and wall seconds."""
+        watch, sink = measure.Watch(), measure.cpu_seconds(self._sink)
+        spent = json.loads(self.run(argv, environment))
         _, foreign = watch.stop()
-        spent = json.loads(said)
         return Sample(
             messages=spent["messages"], seconds=spent["seconds"], cpu_seconds=spent["cpu_seconds"],
             sink_seconds=measure.cpu_seconds(self._sink) - sink, foreign=foreign,

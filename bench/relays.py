@@ -163,7 +163,8 @@ def haraka(root: Path, sink: int, node_directory: Path | None) -> Iterator[Relay
     if not program:
         raise RuntimeError("Haraka is not installed (npm install -g Haraka, or into the directory given with --node-directory)")
     port = _free_port()
-    (root / "config").mkdir(parents=True)
+    # Its own defaults, whole: it does not do without some of them
+    shutil.copytree(Path(program).resolve().parents[1] / "config", root / "config")
     (root / "queue").mkdir()
     for name, text in {
         "smtp.ini": f"listen=127.0.0.1:{port}\nnodes=0\n",
