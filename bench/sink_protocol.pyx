@@ -163,7 +163,10 @@ cdef class SinkProtocol(Transaction):
             return
         self.active = self.sink.tick
         if self.transport.get_write_buffer_size() < 1 << 20:
-            self.transport.write(self.pieces.pop())
+            if self.sink.delay > 0:  # never before a reply that is still waiting
+                self.sink.send_later(self, self.pieces.pop())
+            else:
+                self.transport.write(self.pieces.pop())
         if self.pieces:
             self.timer = self.sink.loop.call_later(0.001, self.next_piece)
             return
