@@ -13,11 +13,11 @@ check:
 test:
 	python3 run.py test
 
-# Every published number in one run, about ten minutes; bench-quick: goals 1 and 6 in under two
 # What takes long: faults that have to outlast leases and time-outs
 slow:
 	$(PYTHON) -m pytest -q -m slow
 
+# Every published number in one run, about 25 minutes; bench-quick: goals 1, 3 and 6 in under two
 bench:
 	$(PYTHON) -m bench
 
