@@ -65,6 +65,7 @@ class Intake:
         self._public_url = public_url
         self._mail = mail
         self._in_hand: dict[Key, Batch] = {}  # taken from Redis, not leased yet
+        self._queue: tuple[int, str] | None = None  # the only one that had something when we last looked at each
         self._asked = False  # a lease for those was asked for and the answer was lost
         self._handing_back = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -141,23 +142,40 @@ class Intake:
         """Take announced batches from Redis into `_in_hand`, as many as the paths have room for."""
         if self._journal.over_budget:
             return
-        if not await batch_queue.any_waiting(self._redis, self._paths):
-            for path in self._paths.values():
-                path.more = False
-            return
+        count = await batch_queue.count_waiting(self._redis, self._paths)
+        if count == 1 and self._queue is not None and await self._take_from({self._queue}):
+            return  # mostly one campaign is sent, and another command for each empty queue would cost as much as twenty messages
+        queues = await batch_queue.which_waiting(self._redis, self._paths) if count else set()
+        self._queue = next(iter(queues)) if len(queues) == 1 else None
+        await self._take_from(queues)
+
+    async def _take_from(self, queues: set[tuple[int, str]]) -> bool:
+        """Take what there is room for from these queues; whether it was anything."""
+        found, full = False, set()
         for home in list(self._paths.values()):
             server, path = home.server.id, self._way(home)
+            classes = [mail_class for mail_class in PRIORITY_CLASSES if (server, mail_class) in queues]
+            if not classes:
+                continue
             in_hand = sum(b.delivery_server_id == server for b in self._in_hand.values())
             if path.draining or not path.server.enabled or path.max_connections == 0:
                 continue
             if path.failures and path.untried:
                 continue  # the server does not take what we hold already; leave the rest to those it works for
             urgent = sum(h.campaign.priority_class == _URGENT and h.server_id == path.server.id for h in self.held.values())
-            taken = await self._take_class(server, _URGENT, _URGENT_BATCHES * self.held_batches - urgent - in_hand)
-            room = self.held_batches + path.batches_for_connections - (path.held - urgent) - in_hand - taken
-            for priority_class in PRIORITY_CLASSES[1:]:
-                room -= await self._take_class(server, priority_class, room)
-            path.more = room <= 0
+            taken = 0
+            if _URGENT in classes:
+                taken = await self._take_class(server, _URGENT, _URGENT_BATCHES * self.held_batches - urgent - in_hand)
+            room = before = self.held_batches + path.batches_for_connections - (path.held - urgent) - in_hand - taken
+            for priority_class in classes:
+                if priority_class != _URGENT:
+                    room -= await self._take_class(server, priority_class, room)
+            if room <= 0:
+                full.add(path)
+            found = found or taken > 0 or room < before
+        for path in self._paths.values():
+            path.more = path in full
+        return found
 
     async def _take_class(self, server_id: int, priority_class: str, room: int) -> int:
         if room <= 0:

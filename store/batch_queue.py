@@ -44,10 +44,20 @@ async def _remove_foreign(client: redis.asyncio.Redis, key: str, error: redis.ex
     await client.delete(key)
 
 
-async def any_waiting(client: redis.asyncio.Redis, delivery_server_ids: Iterable[int]) -> bool:
-    """Whether anything is announced for one of these delivery servers, in any priority class; one round trip for all of them."""
+async def count_waiting(client: redis.asyncio.Redis, delivery_server_ids: Iterable[int]) -> int:
+    """How many queues of these delivery servers, one per priority class, have something; one command for all of them."""
     keys = [redis_keys.queue(server, mail_class) for server in delivery_server_ids for mail_class in redis_keys.PRIORITY_CLASSES]
-    return bool(keys) and bool(await client.exists(*keys))
+    return int(await client.exists(*keys)) if keys else 0
+
+
+async def which_waiting(client: redis.asyncio.Redis, delivery_server_ids: Iterable[int]) -> set[tuple[int, str]]:
+    """Those queues, as (delivery server, priority class); one round trip."""
+    queues = [(server, mail_class) for server in delivery_server_ids for mail_class in redis_keys.PRIORITY_CLASSES]
+    async with client.pipeline(transaction=False) as pipeline:
+        for queue in queues:
+            pipeline.exists(redis_keys.queue(*queue))
+        found = await pipeline.execute() if queues else []
+    return {queue for queue, there in zip(queues, found, strict=True) if there}
 
 
 async def head(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str) -> Batch | None:

@@ -20,7 +20,7 @@ from engine.suppression_set import SuppressionSet
 from engine.turn import Turn
 from journal.ledger import Ledger
 from journal.segments import Journal
-from store import engines, feed, leases
+from store import batch_queue, engines, feed, leases
 from store.feed import Announcement
 from store.postgres import Pool
 from tests.store.campaigns import make_campaign
@@ -148,3 +148,38 @@ async def test_only_leases_that_ended_before_the_journal_was_read_are_called_bac
     as_of = await feed.database_time(pool)
     assert await feed.call_back_of(pool, ME, as_of=as_of, grace_seconds=60.0) == 0
     assert await feed.call_back_of(pool, ME, as_of=as_of) == 1
+
+
+async def test_the_queue_that_had_something_last_is_asked_alone_and_another_one_is_found_all_the_same(parts: Parts, redis: Redis) -> None:
+    server, intake = parts.path.server.id, parts.intake
+
+    def batch(number: int) -> Batch:
+        return Batch(1, number, 1, server, 1.0, 0.0, [0], [])
+
+    async def taken() -> list[int]:
+        intake._in_hand.clear()
+        await intake._take()
+        return sorted(one.batch for one in intake._in_hand.values())
+
+    assert await taken() == []
+    await batch_queue.push(redis, "marketing", [batch(1), batch(2), batch(3), batch(4), batch(5), batch(6)])
+    assert await taken() == [1, 2, 3, 4]
+    assert intake._queue == (server, "marketing")
+    assert parts.path.more
+    assert await taken() == [5, 6]
+    assert not parts.path.more
+    await batch_queue.push(redis, "autoresponder", [batch(7)])
+    assert await taken() == [7]  # the one asked first had nothing
+    await batch_queue.push(redis, "transactional", [batch(8)])
+    await batch_queue.push(redis, "marketing", [batch(9)])
+    assert await taken() == [8, 9]
+    assert intake._queue is None
+    await batch_queue.push(redis, "marketing", [batch(10)])
+    assert await taken() == [10]
+    parts.path.held = 4  # no room behind the queue that was asked last: what is urgent is found behind it
+    await batch_queue.push(redis, "marketing", [batch(11)])
+    assert await taken() == []
+    await batch_queue.push(redis, "transactional", [batch(12)])
+    assert await taken() == [12]
+    assert parts.path.more
+    parts.path.held = 0

@@ -24,6 +24,16 @@ async def test_a_value_that_is_no_batch_is_counted_and_dropped(redis: Redis) -> 
     assert await batch_queue.take(redis, 3, "marketing", 10) == ([batch(1)], 2)
 
 
+async def test_it_tells_how_many_queues_have_something_and_which(redis: Redis) -> None:
+    assert await batch_queue.count_waiting(redis, [3, 4]) == 0
+    assert await batch_queue.which_waiting(redis, [3, 4]) == set()
+    await batch_queue.push(redis, "marketing", [batch(1), batch(2)])
+    await redis.rpush(redis_keys.queue(4, "transactional"), b"x")
+    assert await batch_queue.count_waiting(redis, [3, 4]) == 2
+    assert await batch_queue.which_waiting(redis, [3, 4]) == {(3, "marketing"), (4, "transactional")}
+    assert (await batch_queue.count_waiting(redis, []), await batch_queue.which_waiting(redis, [])) == (0, set())
+
+
 async def test_a_wiped_redis_is_noticed(redis: Redis) -> None:
     assert await batch_queue.was_wiped(redis)
     await batch_queue.mark(redis)
