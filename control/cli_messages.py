@@ -1,6 +1,8 @@
 """`sluice message`: send mail to named recipients at once, and see what became of it."""
 
+import mimetypes
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, say, table, with_stores, write_json
@@ -29,6 +31,12 @@ def message_group() -> None:
               help='NDJSON, any number: {"email": ..., "data": {...}, "headers": {...}, "metadata": {...}} a line; - is standard input.')
 @click.option("--html", "html_file", type=click.File("r", encoding="utf-8"), help="File with the HTML part (UTF-8, Liquid).")
 @click.option("--text", "text_file", type=click.File("r", encoding="utf-8"), help="File with the text part. Default: made of the HTML.")
+@click.option("--attach", "files", type=click.Path(exists=True, dir_okay=False), multiple=True, metavar="FILE",
+              help="A file for every recipient; may be repeated. One that the HTML shows as cid:NAME stands in the message, by its name.")
+@click.option("--preheader", default="", help="What mailboxes show beside the subject, Liquid allowed.")
+@click.option("--mjml", "mjml_file", type=click.File("r", encoding="utf-8"), help="File with MJML, of which the HTML part is made.")
+@click.option("--amp", "amp_file", type=click.File("r", encoding="utf-8"), help="File with an AMP part (Liquid).")
+@click.option("--inline-css", is_flag=True, help="Turn style sheets of the HTML into style attributes.")
 @click.option("--from-email", default="", help="Address of the sender.")
 @click.option("--from-name", default="", help="Display name of the sender.")
 @click.option("--reply-to", default="", help="Where answers go.")
@@ -40,14 +48,16 @@ def message_group() -> None:
 @json_option
 def message_send(
     server_name: str, addresses: tuple[str, ...], data: tuple[str, ...], recipients_file: Any, html_file: Any, text_file: Any,
-    list_name: str | None, headers: tuple[str, ...], as_json: bool, **fields: Any,
+    mjml_file: Any, amp_file: Any, files: tuple[str, ...], list_name: str | None, headers: tuple[str, ...], as_json: bool, **fields: Any,
 ) -> None:  # fmt: skip
     """Send now. Checked as a whole first: nothing is sent if anything is wrong, and each mistake is named by its place."""
-    if not html_file and not text_file:
-        raise click.UsageError("name --html, --text or both")
+    if not html_file and not text_file and not mjml_file:
+        raise click.UsageError("name --html (or --mjml), --text or both")
     if bool(addresses) == bool(recipients_file):
         raise click.UsageError("name recipients either by --to or by --recipients")
     fields |= {"html": html_file.read() if html_file else "", "text": text_file.read() if text_file else None}
+    fields |= {"mjml": mjml_file.read() if mjml_file else "", "amp": amp_file.read() if amp_file else ""}
+    fields["attachments"] = [_attachment(each, fields["html"] + fields["mjml"]) for each in files]
     fields["headers"] = _pairs("--header", headers)
     merge = _pairs("--data", data)
 
@@ -74,6 +84,13 @@ def message_send(
     else:
         click.echo(f"message {made.id} taken for {made.recipients:,} recipients")
         say(f"`sluice message show {made.id}` tells what became of it")
+
+
+def _attachment(path: str, html: str) -> dict[str, Any]:
+    file = Path(path)
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    content_id = file.name if f"cid:{file.name}" in html else ""
+    return {"filename": file.name, "content_type": kind, "content": file.read_bytes(), "content_id": content_id}
 
 
 async def _blocks(file: Any) -> AsyncIterator[bytes]:

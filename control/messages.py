@@ -13,19 +13,19 @@ from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from compose import markup
+from compose import mime
 from compose.campaign import CompiledCampaign
 from compose.mail_headers import check_custom, custom_name
 from control import dkim
 from control.bodies import Refused, check_json
-from control.campaigns import checked
+from control.campaigns import checked, prepared
 from control.errors import FieldError, SeveralInvalid, field_error
 from control.guards import Caller
 from control.imports import bounded
 from control.parameters import MAX_ID, After, Before, Id, Limit, Page, one_line
 from control.services import Services
 from domain import address
-from domain.campaign import CampaignContent, Recipient
+from domain.campaign import Attachment, CampaignContent, Recipient
 from domain.egress import DeliveryServer
 from domain.errors import Invalid, NotFound
 from domain.import_rows import FIELD_NAME, FIELD_NAME_RULE
@@ -42,13 +42,26 @@ MAX_HEADERS: Final = 20
 MAX_METADATA: Final = 50
 MAX_ERRORS: Final = 100  # named in one answer
 _BLOCK: Final = 1000
+_AS_OF_CAMPAIGNS: Final = (
+    "subject", "from_name", "from_email", "reply_to", "html", "mjml", "inline_css", "text", "preheader", "amp", "utm_source", "utm_medium",
+)  # fmt: skip
 _STREAM_SECONDS: Final = 3600.0
+
+
+class MessageAttachment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file for every recipient; `content` is base64. One with a `content_id` stands in the HTML part as `cid:<content_id>`."""
+
+    filename: str
+    content: bytes
+    content_type: str = "application/octet-stream"
+    content_id: str = ""
 
 
 class MessageContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is said, and how it goes out. `subject`, `from_name`, `html`, `text` and the values of `headers` are templates.
 
-    Without `text` a text part is made from the HTML part; "" means none.
+    Without `text` a text part is made from the HTML part; "" means none. `preheader`, `mjml`, `inline_css` and `amp` are what they are
+    of a campaign. All `attachments` together may have `mail.max_attachment_bytes`, and the body `control.max_body_bytes`.
 
     `mail_class` transactional is mail to one person about his own business: it goes first, needs no list, and has no List-Unsubscribe.
     Mail of another class belongs to a list, whose members may leave it. `name` and `metadata` are yours: they are kept and given back.
@@ -64,6 +77,11 @@ class MessageContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reply_to: str = ""
     html: str = ""
     text: str | None = None
+    preheader: str = ""
+    mjml: str = ""
+    inline_css: bool = False
+    amp: str = ""
+    attachments: list[MessageAttachment] = []
     headers: dict[str, str] = {}
     track_links: bool = False
     track_opens: bool = False
@@ -146,7 +164,7 @@ class MessageController(Controller):
         Up to a million lines, read as they come; refused whole if anything is wrong, with the first 100 mistakes. Names of recipients'
         headers must be those of the first recipient.
         """
-        lines = lines_of(bounded(request.stream(), "nothing was sent"))
+        lines = lines_of(bounded(request.stream(), "nothing was sent"), services.settings.control.max_body_bytes)
         first = await anext(lines, None)
         if first is None:
             raise Invalid("body", "is empty; the first line is the message, the following ones are its recipients")
@@ -199,20 +217,22 @@ class Taker:
         data = self._data
         if data.mail_class != "transactional" and data.list_id is None:
             raise Invalid("list_id", f"{data.mail_class} mail belongs to a list, which its readers can leave; name it")
-        if not data.html and not data.text:
+        if not data.html and not data.mjml and not data.text:
             raise Invalid("text", "the message says nothing; give html, text or both")
         _check_metadata("metadata", data.metadata)
         one_line("name", data.name)
-        fields = checked({name: getattr(data, name) for name in ("subject", "from_name", "from_email", "reply_to", "html", "text")})
-        fields |= checked({name: getattr(data, name) for name in ("utm_source", "utm_medium")})
-        if data.text is None:
-            fields["text"] = await asyncio.to_thread(markup.text_of, data.html)
+        fields = await prepared(checked({name: getattr(data, name) for name in _AS_OF_CAMPAIGNS}))
+        del fields["text_derived"]
+        fields["attachments"] = _attachments(data.attachments, self._services.settings.mail.max_attachment_bytes)
         async with connection(self._services.pool) as conn:
             server, mailing_list = await self._references(conn)
             rules = await custom_headers.rules_for(conn, self._user_id, data.delivery_server_id, data.mail_class)
             content = self._content(fields, rules, recipient_headers, server, mailing_list)
             await dkim.check_owner(conn, self._user_id, content, server)
         settings = self._services.settings
+        # Recipients are composed to see that they can be: the files were looked at, and need not be copied for each
+        light = tuple(msgspec.structs.replace(each, content=b"") for each in content.attachments)
+        content = msgspec.structs.replace(content, attachments=light)
         self._compiled = await asyncio.to_thread(
             CompiledCampaign, content, server, self._services.keyring, settings.inbound.public_url, mail=settings.mail
         )
@@ -368,6 +388,23 @@ async def _taken(services: Services, message: Message) -> Response[MessageShown]
     return Response(answer, status_code=202, headers={"location": f"/api/v1/messages/{message.id}"})
 
 
+def _attachments(given: Sequence[MessageAttachment], most: int) -> tuple[Attachment, ...]:
+    """Raises Invalid naming the place, such as `attachments[1].filename`."""
+    files = tuple(
+        Attachment(filename=each.filename, content_type=each.content_type.lower(), content=each.content, content_id=each.content_id)
+        for each in given
+    )
+    for place in range(len(files)):
+        try:
+            mime.check(files[: place + 1])
+        except Invalid as error:
+            raise Invalid(error.field if error.field == "attachments" else f"attachments[{place}].{error.field}", error.reason) from None
+    size = sum(len(each.content) for each in files)
+    if size > most:
+        raise Invalid("attachments", f"have {size} bytes together, at most {most} are allowed (mail.max_attachment_bytes)")
+    return files
+
+
 def _check_metadata(field: str, metadata: dict[str, str]) -> None:
     if len(metadata) > MAX_METADATA:
         raise Invalid(field, f"has {len(metadata)} entries, at most {MAX_METADATA} are allowed")
@@ -376,16 +413,17 @@ def _check_metadata(field: str, metadata: dict[str, str]) -> None:
         one_line(f"{field}.{name}", value, maximum=1000)
 
 
-async def lines_of(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The lines of a stream that are not blank. Raises Invalid for one that does not end."""
-    rest = b""
+async def lines_of(source: AsyncIterator[bytes], first_bytes: int = MAX_LINE_BYTES) -> AsyncIterator[bytes]:
+    """The lines of a stream that are not blank; `first_bytes` the first may have. Raises Invalid for one that does not end."""
+    rest, most = b"", first_bytes
     async for block in source:
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
             if line.strip():
                 yield line
-        if len(rest) > MAX_LINE_BYTES:
-            raise Invalid("body", f"a line is longer than {MAX_LINE_BYTES // 1024} KiB; one recipient is one line")
+            most = MAX_LINE_BYTES
+        if len(rest) > most:
+            raise Invalid("body", f"a line is longer than {most // 1024} KiB; one recipient is one line")
     if rest.strip():
         yield rest
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from domain import states
+from domain.campaign import Attachment
 from domain.errors import NotFound
 from store import feed
 from store.custom_headers import MailClass
@@ -38,6 +39,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     utm_source: str = ""
     utm_medium: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    preheader: str = ""
+    amp: str = ""
+    attachments: tuple[Attachment, ...] = ()
 
 
 class Copy(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,9 @@ def test_a_message_is_sent_and_shown(sluice: Sluice, tmp_path: Path) -> None:
     wrong = sluice(*usual, "--recipients", "-", input=rows + '{"email": "x"}\n')
     assert wrong.returncode == 2
     assert "recipients[3].email" in wrong.stderr
+    (tmp_path / "order.pdf").write_bytes(b"%PDF-1.7")
+    files = ("--attach", "order.pdf", "--attach", "t.txt")
+    assert sluice(*usual, "--to", "ann@a.example", *files, "--preheader", "Your order").returncode == 0
     assert sluice(*usual).returncode == 2
     assert sluice("message", "show", "99").returncode == 2
 
