@@ -114,6 +114,7 @@ class CompiledCampaign:
         layout.always_utf8 = sender_utf8
         self._compiled: list[liquid.Compiled] = []
         self._headers(layout, constants, sender_octets)
+        layout.unsubscribe_to = mail_headers.unsubscribe_to(mail, domain)
         lines, layout.cfbl = mail_headers.system(mail, content, domain)
         layout.list_headers = (layout.list_headers or b"") + lines + self._custom(layout, constants)
         self._parts(layout, constants, markup.with_preheader(content.html, content.preheader, mail.preheader_template))

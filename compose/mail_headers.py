@@ -1,6 +1,6 @@
 """Header fields that the operator asks for: X-Mailer, complaint addresses, Feedback-ID, CFBL, and custom headers by their rules.
 
-Requirements 31, 45-47, 95, 96 and 141; Feedback-ID as Gmail reads it (B9), CFBL-Address after RFC 9477 (B10). What would break a message
+Requirements 31, 45-47, 95-97 and 141; Feedback-ID as Gmail reads it (B9), CFBL-Address after RFC 9477 (B10). What would break a message
 or pretend to be what only we may say is refused when it is saved.
 """
 
@@ -63,6 +63,13 @@ def _address(field: str, text: str, sender_domain: bytes) -> bytes:
     if utf8:
         raise Invalid(field, "must be ASCII before the @", text)
     return octets
+
+
+def unsubscribe_to(mail: Mail, sender_domain: bytes) -> bytes | None:
+    """The address that the mailto of List-Unsubscribe names (97); None: our own, at the MFROM domain of the delivery server."""
+    if not mail.list_unsubscribe_to:
+        return None
+    return _address("mail.list_unsubscribe_to", mail.list_unsubscribe_to, sender_domain).replace(b"%", b"%25")
 
 
 def feedback_id(sender_id: str, content: CampaignContent) -> bytes:

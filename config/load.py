@@ -273,7 +273,7 @@ def _mail_problems(mail: Mail) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if not re.fullmatch(r"[ -~]{0,200}", mail.x_mailer) or mail.x_mailer != mail.x_mailer.strip():
         found.append(("mail.x_mailer", "must be at most 200 printable ASCII characters"))
-    for name in ("complaints_to", "cfbl_address", "unsubscribe_copy_to"):
+    for name in ("complaints_to", "cfbl_address", "list_unsubscribe_to"):
         address: str = getattr(mail, name)
         local, _, domain = address.replace("%sender_domain%", "a.example").rpartition("@")
         if address and not (re.fullmatch(r"[A-Za-z0-9._+=-]{1,64}", local) and _is_domain(domain)):

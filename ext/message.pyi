@@ -32,6 +32,7 @@ class Layout:
     message_domain: bytes | None
     base_url: bytes | None
     subject_line: bytes | None
+    unsubscribe_to: bytes | None
     always_utf8: bool
     needs_data: bool
     cfbl: bool

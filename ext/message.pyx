@@ -116,6 +116,7 @@ cdef class Layout:
     cdef public bytes sender, reply_to, list_headers, content_headers
     cdef public list parts   # of Part, in their order
     cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
+    cdef public bytes unsubscribe_to  # the mailto of List-Unsubscribe; None: an address of each recipient at mail_from_domain
     cdef public bint always_utf8, needs_data
     cdef public bint cfbl    # X-FBLId stands as CFBL-Feedback-ID, too
     cdef public bint listless  # nothing to unsubscribe from
@@ -226,7 +227,13 @@ cdef class Layout:
             put_bytes(wire, b"List-Unsubscribe: <")
             link = row.url(UNSUBSCRIBE, &size)
             put(wire, <const unsigned char*>link, size)
-            if self.mail_from_domain is not None:
+            if self.unsubscribe_to is not None:  # somebody else's address: the subject says who
+                put_bytes(wire, b">,\r\n <mailto:")
+                put_bytes(wire, self.unsubscribe_to)
+                put_bytes(wire, b"?subject=unsubscribe%20u-")
+                size = self.unsubscribe_mail_signer.write(row.numbers, 4, token)
+                put(wire, <const unsigned char*>token, size)
+            elif self.mail_from_domain is not None:
                 put_bytes(wire, b">,\r\n <mailto:u-")
                 size = self.unsubscribe_mail_signer.write(row.numbers, 4, token)
                 put(wire, <const unsigned char*>token, size)

@@ -81,7 +81,7 @@ class Inbound:
             tracker = Tracker(pool, Keys.derived(keyring.derive), visits.add)
             view = WebView(pool, keyring, settings.public_url, self.settings.mail)
             postbacks = Postbacks(pool, keyring.derive)
-            copy_to = self.settings.mail.unsubscribe_copy_to
+            copy_to = self.settings.mail.list_unsubscribe_to
             site = Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks, copy_to)
             web = _bind(site, settings.http_host, settings.http_port)
             await web.start()
@@ -124,6 +124,7 @@ class Inbound:
             pause_sender_faults=settings.pause_sender_faults,
             pause_sender_fault_percent=settings.pause_sender_fault_percent,
             node=load.node_name(self.settings),
+            unsubscribe_copy_to=self.settings.mail.list_unsubscribe_to,
         )
         keys = handling.Keys(keyring.derive("return-path"), keyring.derive("unsubscribe"))
         return Worker(pool, keys, rules, self._tell, keep_days=settings.keep_days, admin_address=settings.admin_address)

@@ -5,6 +5,7 @@ message. Whom it is about stands in that token; an address in the text of a repo
 action `failed` and a permanent status; where it names somebody else than the token does (a forwarding that ended), it counts as soft.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +19,7 @@ from inbound.summary import About, Summary, clean
 from store.bounces import Event
 from store.received import Waiting
 
+_TOKEN_IN_SUBJECT: Final = re.compile(r"\bu-[a-z2-7]{24,64}\b", re.IGNORECASE).search
 _TOKEN_FIELDS: Final = ("X-FBLId", "CFBL-Feedback-ID", "Return-Path")
 
 
@@ -61,6 +63,10 @@ def _case(message: Waiting, summary: Summary, keys: Keys) -> Case:
     days = int(message.received_at.timestamp() // 86400)
     to_unsubscribe = return_path.read(keys.unsubscribe, message.recipient, return_path.UNSUBSCRIBE)
     if to_unsubscribe is not None:  # these do not age: they work as long as somebody keeps the message they stand in
+        return Case(message, summary, to_unsubscribe, True, "")
+    asked = _TOKEN_IN_SUBJECT(summary.subject)  # as our List-Unsubscribe asks for where its mailto is somebody else's, who passed it on
+    to_unsubscribe = return_path.read(keys.unsubscribe, asked[0], return_path.UNSUBSCRIBE) if asked else None
+    if to_unsubscribe is not None:
         return Case(message, summary, to_unsubscribe, True, "")
     envelope = return_path.read(keys.return_path, message.recipient)
     texts = [summary.returned.get(name, "").strip("<> ") for name in _TOKEN_FIELDS]

@@ -16,7 +16,7 @@ from domain import address, feedback, states
 from domain.bounce import BounceRules, shipped_rules
 from domain.errors import Invalid
 from domain.suppression import Reason
-from store import suppressions
+from store import suppressions, unsubscribe_copies
 from store.postgres import PooledConnection
 
 MOST_CAMPAIGNS_LOOKED_AT: Final = 50  # for a delivery that resets a count of soft bounces
@@ -34,6 +34,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     pause_sender_faults: int = 20  # so many messages refused for their sender pause it; 0: never ...
     pause_sender_fault_percent: float = 5.0  # ... when they are at least this share of the outcomes
     node: str = ""  # whose accounting files show the events
+    unsubscribe_copy_to: str = ""  # gets a copy of each unsubscribe that came by mail; empty: nobody
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +79,8 @@ class _Consequence(msgspec.Struct, frozen=True):
     effect: str
     remote: bool
     said: str
+    number: int = 0
+    email: str = ""
 
 
 async def record(conn: PooledConnection, events: Sequence[Event], rules: Rules, changes: Changes) -> list[tuple[str, str]]:
@@ -96,7 +99,7 @@ async def record(conn: PooledConnection, events: Sequence[Event], rules: Rules, 
     fresh = await _insert(conn, list(known.values()), found, rules.node)
     consequences = [
         _Consequence(event.user_id, event.campaign_id, found[key[:2]][2], campaigns[event.campaign_id]["list_id"], found[key[:2]][0],
-                     event.effect, event.kind == feedback.REMOTE_BOUNCE, event.diagnostic)
+                     event.effect, event.kind == feedback.REMOTE_BOUNCE, event.diagnostic, key[1], found[key[:2]][1])
         for key, event in known.items() if key in fresh
     ]  # fmt: skip
     await _follow(conn, consequences, rules, changes)
@@ -217,9 +220,11 @@ async def _follow(conn: PooledConnection, consequences: list[_Consequence], rule
         if each.effect == "unsubscribed":
             note = f"asked by mail, campaign {each.campaign_id}"
             if each.list_id is None:
-                await suppressions.add(conn, each.user_id, None, [each.email_key], "unsubscribed", note)
+                left = bool(await suppressions.add(conn, each.user_id, None, [each.email_key], "unsubscribed", note))
             else:
-                await suppressions.unsubscribe(conn, each.user_id, each.list_id, each.subscriber_id, each.email_key, note)
+                left = await suppressions.unsubscribe(conn, each.user_id, each.list_id, each.subscriber_id, each.email_key, note)
+            if left and rules.unsubscribe_copy_to:
+                await unsubscribe_copies.send(conn, each.user_id, each.campaign_id, each.number, each.email, rules.unsubscribe_copy_to)
             changes.suppressions = True
     delivered = sorted({(each.user_id, each.email_key) for each in consequences if each.effect in ("delivered", "hard", "complained")})
     if delivered:

@@ -5,8 +5,7 @@ import msgspec
 from domain import address
 from domain.campaign import CampaignContent, Recipient
 from domain.egress import DeliveryServer
-from store import campaigns, egress, messages, suppressions
-from store.messages import Part, Target
+from store import campaigns, egress, messages, suppressions, unsubscribe_copies
 from store.postgres import Pool, PooledConnection, connection, transaction
 
 # Reports on the last messages of a delivery server arrive after it was deleted
@@ -88,26 +87,8 @@ async def unsubscribe(
             return None
         fresh = await suppressions.unsubscribe(conn, user_id, row["list_id"], row["subscriber_id"], address.key(row["email"]), note=note)
         if fresh and copy_to:
-            await _copy(conn, user_id, campaign_id, row["email"], copy_to)
+            await unsubscribe_copies.send(conn, user_id, campaign_id, number, row["email"], copy_to)
         return fresh
-
-
-_COPY_SUBJECT = "Unsubscribed: {{ subscriber.address }}"
-_COPY_TEXT = "{{ subscriber.address }} has left the list {{ subscriber.list }} (campaign {{ subscriber.campaign }}).\n"
-
-
-async def _copy(conn: PooledConnection, user_id: int, campaign_id: int, email: str, copy_to: str) -> None:
-    """The copy of an unsubscribe (requirement 97): by the way and in the name of the campaign it is about."""
-    row = await conn.fetchrow(
-        "select c.name, c.delivery_server_id, coalesce(nullif(c.from_email, ''), l.sender_email, '') as sender, "
-        "coalesce(l.name, '') as list from campaigns c left join lists l on l.id = c.list_id where c.id = $1",
-        campaign_id,
-    )
-    assert row is not None
-    target = Target(user_id=user_id, delivery_server_id=row["delivery_server_id"], mail_class="transactional", list_id=None)
-    part = Part(name="copies of unsubscribes", subject=_COPY_SUBJECT, text=_COPY_TEXT, from_email=row["sender"] or copy_to)
-    data = {"address": email, "list": row["list"], "campaign": f"{campaign_id} {row['name']}".strip()}
-    await messages.add(conn, target, part, {"campaign": str(campaign_id)}, [(copy_to, msgspec.json.encode(data).decode())])
 
 
 class Sent(msgspec.Struct, frozen=True):

@@ -170,3 +170,13 @@ def test_no_value_adds_a_header_line(value: str) -> None:
     plain = one(compiled(), recipient())[2].partition(b"\r\n\r\n")[0]
     names = re.findall(rb"^([^ \t:]+):", head, re.MULTILINE)
     assert [name for name in names if name != b"X-Who"] == re.findall(rb"^([^ \t:]+):", plain, re.MULTILINE)
+
+
+def test_the_list_unsubscribe_address_stands_beside_our_one_https_link_and_says_whom_it_is_about() -> None:
+    wire = sent(compiled(Mail(list_unsubscribe_to="leavers+x@%sender_domain%")))[2]
+    line = rb"\r\nList-Unsubscribe: <https://[^\r\n<>]+>,\r\n <mailto:leavers\+x@garden\.example\?subject=unsubscribe%20(u-[a-z2-7]+)>\r\n"
+    [token] = re.findall(line, wire)
+    whose = return_path.read(KEYRING.derive("unsubscribe"), token.decode(), return_path.UNSUBSCRIBE)
+    assert whose is not None
+    assert whose[:3] == (3, 7, 1)
+    assert wire.count(b"List-Unsubscribe: ") == 1

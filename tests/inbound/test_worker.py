@@ -24,6 +24,7 @@ class Office:
     def __init__(self, pool: Pool, world: World, rules: Rules, triage: TriageProcess, **options: Any) -> None:
         self.pool = pool
         self.world = world
+        self.triage = triage
         self.told: list[str] = []
         self.worker = Worker(pool, world.keys, rules, self._changed, triage=triage, **options)
 
@@ -146,6 +147,21 @@ async def test_mail_to_an_unsubscribe_address_is_carried_out(office: Office, wor
     assert row["outcome"] == "acted", row["reason"]
     assert await office.state() == "unsubscribed"
     assert await office.suppressions() == [(world.user_id, world.list_id, "ada@reader.example", "unsubscribed")]
+
+
+async def test_an_unsubscribe_by_mail_is_told_to_whom_the_operator_names_once(pool: Pool, world: World, office: Office) -> None:
+    await pool.execute("update campaigns set from_email = 'news@mailer.example'")
+    teller = Office(pool, world, Rules(unsubscribe_copy_to="leavers@%sender_domain%"), office.triage)
+    subject = f"Unsubscribe {world.unsubscribe_address().partition('@')[0]}"
+    for outcome in ("acted", "repeated"):  # it was passed on from the address that our header named
+        (row,) = await teller.take(mails.plain(subject), to="leavers@mailer.example", sender="ada@reader.example")
+        assert row["outcome"] == outcome
+    assert await office.state() == "unsubscribed"
+    rows = await pool.fetch("select email, data->>'address' as address from recipients where campaign_id <> $1", world.campaign_id)
+    assert [tuple(row) for row in rows] == [("leavers@mailer.example", "Ada@reader.example")]
+    changed = subject[:-2] + ("aa" if subject[-2:] != "aa" else "bb")
+    (row,) = await teller.take(mails.plain(changed), to="leavers@mailer.example", sender="ada@reader.example")
+    assert row["outcome"] in ("kept", "unproven")
 
 
 async def test_an_automatic_answer_to_an_unsubscribe_address_is_no_request(office: Office, world: World) -> None:
