@@ -82,7 +82,7 @@ class Inbound:
             view = WebView(pool, keyring, settings.public_url, self.settings.mail)
             postbacks = Postbacks(pool, keyring.derive)
             copy_to = self.settings.mail.list_unsubscribe_to
-            site = Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks, copy_to)
+            site = Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks, copy_to, visits.hold)
             web = _bind(site, settings.http_host, settings.http_port)
             await web.start()
             for name, listener in listeners.items():
@@ -90,7 +90,7 @@ class Inbound:
             self._tasks.append(asyncio.create_task(self._follow(policy, certificate)))
             self._tasks += [asyncio.create_task(each.run()) for each in collecting]
             self._tasks.append(asyncio.create_task(forwarder.run()))
-            self._tasks.append(asyncio.create_task(visits.run(pool)))
+            self._tasks.append(asyncio.create_task(visits.run(pool, site.carry_out)))
             worker = self._worker(pool, keyring)
             self._tasks.append(asyncio.create_task(worker.run()))
             self._tasks.append(asyncio.create_task(files.run(pool)))

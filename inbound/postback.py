@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 from domain import links
+from journal.visits import Held
 from store import conversions
 from store.conversions import Conversion, S2sSettings
 from store.postgres import Pool
@@ -28,6 +29,11 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 Reply = tuple[int, bytes]
 
 
+def _said(query: bytes, body: bytes) -> dict[str, str]:
+    """The parameters. Raises ValueError."""
+    return dict(parse_qsl((query + b"&" + body).decode("utf-8"), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+
+
 class Postbacks:
     """Answers `/s/<user token>?<click id>=...&<value>=...`."""
 
@@ -41,18 +47,32 @@ class Postbacks:
     async def answer(self, text: str, query: bytes, body: bytes) -> Reply | None:
         """Status and words; None: the address is none of ours. Raises Unavailable."""
         user = links.read(self._user_key, text)
-        if user is None:
-            return None
+        return None if user is None else await self.act(user.user_id, query, body)
+
+    def held(self, text: str, query: bytes, body: bytes) -> Held | None:
+        """A postback to be carried out later, by `act`; None: it names no click of ours under any name, so it is nobody's."""
+        user = links.read(self._user_key, text)
         try:
-            pairs = parse_qsl((query + b"&" + body).decode("utf-8"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+            said = _said(query, body)
+        except ValueError:
+            return None
+        for value in said.values() if user is not None else ():
+            click = links.read(self._click_key, value)
+            if click is not None and user is not None and click.user_id == user.user_id:
+                return Held("postback", user.user_id, click.campaign_id, click.number, query, body, time.time())
+        return None
+
+    async def act(self, user_id: int, query: bytes, body: bytes, at: float | None = None) -> Reply:
+        """Carry out a postback of a user, which came at `at` (POSIX seconds; None: now). Raises Unavailable."""
+        try:
+            said = _said(query, body)
         except ValueError:
             return 400, b"the parameters cannot be read\n"
-        said = dict(pairs)
-        settings = await self._settings_of(user.user_id)
+        settings = await self._settings_of(user_id)
         if settings.parameter not in said:
             return 400, f"the parameter {settings.parameter} with the click id is missing\n".encode()
         click = links.read(self._click_key, said[settings.parameter])
-        if click is None or click.user_id != user.user_id:
+        if click is None or click.user_id != user_id:
             return 404, b"this click id is none of ours\n"
         try:
             value = Decimal(said.get(settings.value_parameter, "").replace(",", ".") or 0)
@@ -68,7 +88,7 @@ class Postbacks:
             campaign_id=click.campaign_id, number=click.number, value=value,
             unit=texts["unit"], channel=texts["channel"], transaction=texts["transaction_id"],
         )  # fmt: skip
-        fresh = await conversions.record(self._pool, user.user_id, conversion, timeout_seconds=STORE_TIMEOUT_SECONDS)
+        fresh = await conversions.record(self._pool, user_id, conversion, at=at, timeout_seconds=STORE_TIMEOUT_SECONDS)
         if fresh is None:
             return 404, b"the campaign of this click is gone\n"
         return 200, b"recorded\n" if fresh else b"known\n"

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import hashlib
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ from inbound import abuse
 from inbound.postback import Postbacks
 from inbound.tracking import GIF, Tracker
 from inbound.web_view import POLICY, WebView
+from inbound.worker import is_expected
+from journal.visits import Held
 from store import inbound
 from store.postgres import Pool
 
@@ -120,7 +123,7 @@ class Web:
 
     def __init__(
         self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker, web_view: WebView,
-        postbacks: Postbacks, unsubscribe_copy_to: str = "",
+        postbacks: Postbacks, unsubscribe_copy_to: str = "", hold: Callable[[Held], bool] = lambda held: False,
     ) -> None:  # fmt: skip
         self._pool = pool
         self._key = unsubscribe_key
@@ -129,6 +132,7 @@ class Web:
         self._web_view = web_view
         self._postbacks = postbacks
         self._copy_to = unsubscribe_copy_to
+        self._hold = hold  # writes down what is carried out when PostgreSQL is back; False: it could not
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3, `http` only."""
@@ -180,9 +184,33 @@ class Web:
             async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
                 answer = await self._postbacks.answer(text, scope["query_string"], body)
         except (Unavailable, TimeoutError) as failure:
+            held = self._postbacks.held(text, scope["query_string"], body)
+            if held is None:
+                return 404, UNKNOWN, ()
+            if self._hold(held):
+                return 200, b"kept\n", (PLAIN,)
             log.warning("a postback could not be recorded; the tracker was asked to repeat it", reason=str(failure))
             return 503, AWAY, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
         return (404, UNKNOWN, ()) if answer is None else (*answer, (PLAIN,))
+
+    async def carry_out(self, held: Held) -> None:
+        """Do what was held while PostgreSQL was away. Raises only what passes; what can never be done is logged and done with."""
+        try:
+            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
+                if held.kind == "postback":
+                    status, words = await self._postbacks.act(held.user_id, held.query, held.body, held.at)
+                    if status != 200:
+                        log.warning("a postback that was kept is refused", user=held.user_id, reason=words.decode().strip())
+                    return
+                parts = links.LinkParts(held.user_id, held.campaign_id, held.number)
+                fresh = await abuse.report(self._pool, parts, held.body, timeout_seconds=STORE_TIMEOUT_SECONDS)
+        except Exception as failure:
+            if is_expected(failure):
+                raise
+            log.error("what was kept cannot be carried out", kind=held.kind, user=held.user_id, reason=f"{failure}"[:300])
+            return
+        if fresh:
+            await self._changed()
 
     async def _complain(self, parts: links.LinkParts, body: bytes) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
         try:
@@ -191,6 +219,8 @@ class Web:
         except ValueError:
             return 400, UNKNOWN, ()
         except (Unavailable, TimeoutError) as failure:
+            if self._hold(Held("abuse", parts.user_id, parts.campaign_id, parts.number, b"", body, time.time())):
+                return 200, REPORTED, ()
             log.warning("a report of abuse could not be recorded; the reader was asked to repeat it", reason=str(failure))
             return 503, LATER, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
         if fresh is None:

@@ -1,5 +1,8 @@
 """Visits: opens and clicks on local disk before they are answered, and their way into PostgreSQL.
 
+Beside them stand the postbacks and reports of abuse that came while PostgreSQL was away, as they came (`Held`); they are carried out
+before the cursor moves, and doing one twice is doing it once.
+
 Each inbound process has a directory of its own, locked by it. A visit is one JSON line, written with one write(2) before its redirect is
 sent, so `kill -9` loses none; a power cut may lose the last second. Files are read behind a cursor in PostgreSQL that moves in the
 transaction of the rows, so each line counts once. While PostgreSQL is away they wait, up to a budget; what is beyond it is counted
@@ -11,8 +14,9 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import asyncpg
 import msgspec
@@ -29,7 +33,26 @@ _LONGEST_PAUSE_SECONDS: Final = 5.0
 _STATEMENT_TIMEOUT_SECONDS: Final = 30.0
 
 _log = logging.getLogger(__name__)
-_decoder: Final = msgspec.json.Decoder(Visit)
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    """A request that was answered and is yet to be carried out; whose it is was proved. `at`: POSIX seconds."""
+
+    kind: Literal["postback", "abuse"]
+    user_id: int
+    campaign_id: int
+    number: int
+    query: bytes
+    body: bytes
+    at: float
+
+
+CarryOut = Callable[[Held], Awaitable[None]]
+_decoder: Final = msgspec.json.Decoder(Visit | Held)
+
+
+async def _nothing(held: Held) -> None:
+    raise RuntimeError(f"nobody carries out a {held.kind}")
 
 
 class Visits:
@@ -65,24 +88,37 @@ class Visits:
 
     def add(self, visit: Visit) -> None:
         """Write it down. Never raises: what cannot be written is counted as lost."""
-        line = msgspec.json.encode(visit) + b"\n"
         try:
-            if self._waiting_bytes + len(line) > self._budget_bytes:
-                raise OSError("the disk budget for visits is used up")
-            if self._fd < 0 or self._written >= self._file_bytes:
-                self._next_file()
-            if os.write(self._fd, line) != len(line):
-                self._end_file()  # the half line stays behind as the torn end of this file
-                raise OSError("the disk is full")
+            self._write(visit)
         except OSError as error:
             if not self.lost:
                 _log.error("visits are lost: %s", error)
             self.lost += 1
             self.lost_because = str(error)
-            return
+        else:
+            self.recorded += 1
+
+    def hold(self, held: Held) -> bool:
+        """Write it down for good, power cut or not; False where the disk does not take it."""
+        try:
+            self._write(held)
+            os.fdatasync(self._fd)
+        except OSError as error:
+            _log.error("a %s cannot be kept: %s", held.kind, error)
+            return False
+        return True
+
+    def _write(self, event: Visit | Held) -> None:
+        line = msgspec.json.encode(event) + b"\n"
+        if self._waiting_bytes + len(line) > self._budget_bytes:
+            raise OSError("the disk budget for visits is used up")
+        if self._fd < 0 or self._written >= self._file_bytes:
+            self._next_file()
+        if os.write(self._fd, line) != len(line):
+            self._end_file()  # the half line stays behind as the torn end of this file
+            raise OSError("the disk is full")
         self._written += len(line)
         self._waiting_bytes += len(line)
-        self.recorded += 1
 
     def _next_file(self) -> None:
         self._end_file()
@@ -95,13 +131,13 @@ class Visits:
             os.close(self._fd)
         self._fd = -1
 
-    async def run(self, pool: Pool) -> None:
-        """Carry over until cancelled."""
+    async def run(self, pool: Pool, carry_out: CarryOut = _nothing) -> None:
+        """Carry over until cancelled. `carry_out` may be told the same twice; it raises only what passes, such as Unavailable."""
         pause = self._interval_seconds
         while True:
             await asyncio.sleep(pause)
             try:
-                await self.catch_up(pool)
+                await self.catch_up(pool, carry_out)
             except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, OSError) as error:
                 pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
                 if not self.trouble:
@@ -111,11 +147,11 @@ class Visits:
                 pause = self._interval_seconds
                 self.trouble = ""
 
-    async def catch_up(self, pool: Pool) -> None:
+    async def catch_up(self, pool: Pool, carry_out: CarryOut = _nothing) -> None:
         """Carry over everything that is written now; files that are finished and read are removed. Raises Unavailable."""
         for path in self.files():
             current = path == self._path and self._fd >= 0
-            await self._carry(pool, path)
+            await self._carry(pool, path, carry_out)
             if current and path == self._path and self._fd >= 0:
                 continue
             # First the file: a cursor without a file is nothing, a file without its cursor would be counted again
@@ -124,7 +160,7 @@ class Visits:
             self._read.pop(path.name, None)
             await tracking.forget(pool, path.name, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
 
-    async def _carry(self, pool: Pool, path: Path) -> None:
+    async def _carry(self, pool: Pool, path: Path, carry_out: CarryOut) -> None:
         known = self._read.pop(path.name, None)
         if known == path.stat().st_size:
             self._read[path.name] = known
@@ -138,12 +174,17 @@ class Visits:
                 if not end:  # nothing new, or half a line
                     self._read[path.name] = at
                     return
-                visits = []
+                visits: list[Visit] = []
                 for line in block[:end].splitlines():
                     try:
-                        visits.append(_decoder.decode(line))
+                        found = _decoder.decode(line)
                     except msgspec.MsgspecError:
                         _log.error("%s: a line behind octet %d is no visit and is left out", path, at)
+                        continue
+                    if isinstance(found, Held):
+                        await carry_out(found)
+                    else:
+                        visits.append(found)
                 await tracking.record(pool, path.name, at, at + end, visits, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
                 at += end
 

@@ -84,14 +84,18 @@ async def click_parameter(pool: Pool, user_id: int, campaign_id: int, *, timeout
     return str(found or "")
 
 
-async def record(pool: Pool, user_id: int, conversion: Conversion, *, timeout_seconds: float) -> bool | None:
-    """Keep it. True: new; False: known; None: there is no such campaign of this user. Raises Unavailable."""
+async def record(pool: Pool, user_id: int, conversion: Conversion, *, timeout_seconds: float, at: float | None = None) -> bool | None:
+    """Keep it; it came at `at` (POSIX seconds; None: now). Raises Unavailable.
+
+    True: new; False: known; None: there is no such campaign of this user.
+    """
     async with connection(pool, timeout_seconds=timeout_seconds) as conn:
         known = await conn.fetchval("select true from campaigns where id = $1 and user_id = $2", conversion.campaign_id, user_id)
         if not known:
             return None
         done = await conn.execute(
-            "insert into conversions (campaign_id, number, value, unit, channel, transaction) values ($1, $2, $3, $4, $5, $6) "
+            "insert into conversions (campaign_id, number, value, unit, channel, transaction, at) "
+            "values ($1, $2, $3, $4, $5, $6, coalesce(to_timestamp($7::float8), now())) "
             "on conflict do nothing",
             conversion.campaign_id,
             conversion.number,
@@ -99,6 +103,7 @@ async def record(pool: Pool, user_id: int, conversion: Conversion, *, timeout_se
             conversion.unit,
             conversion.channel,
             conversion.transaction,
+            at,
             timeout=timeout_seconds,
         )
         return done == "INSERT 0 1"

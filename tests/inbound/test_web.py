@@ -11,6 +11,7 @@ from inbound.postback import Postbacks
 from inbound.tracking import Keys, Tracker
 from inbound.web import MAX_BODY_BYTES, Web, WebServer
 from inbound.web_view import WebView
+from journal.visits import Held
 from store import postgres
 from store.postgres import Pool
 from store.tracking import Visit
@@ -26,11 +27,19 @@ class Site:
     def __init__(self, pool: Pool, world: World) -> None:
         self.told = 0
         self.visits: list[Visit] = []
+        self.held: list[Held] = []
+        self.holds = True
         self.now = 1_772_600_767.0
         tracker = Tracker(pool, Keys.derived(world.keyring.derive), self.visits.append, lambda: self.now)
         postbacks = Postbacks(pool, world.keyring.derive)
         view = WebView(pool, world.keyring, PUBLIC_URL, Mail())
-        self.server = WebServer(Web(pool, world.keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks), "127.0.0.1", 0)
+        key = world.keyring.derive("unsubscribe")
+        self.web = Web(pool, key, self._changed, tracker, view, postbacks, hold=self._hold)
+        self.server = WebServer(self.web, "127.0.0.1", 0)
+
+    def _hold(self, held: Held) -> bool:
+        self.held += [held] * self.holds
+        return self.holds
 
     async def _changed(self) -> None:
         self.told += 1
