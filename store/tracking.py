@@ -9,6 +9,7 @@ import msgspec
 from store.postgres import Pool, PooledConnection, connection, transaction
 
 BURST_SECONDS = 10  # clicks this close to one of a burst belong to it
+EARLY_SECONDS = 2  # nobody reads a message before it was accepted, or so soon behind that
 
 
 class Visit(NamedTuple):
@@ -108,7 +109,9 @@ async def forget(pool: Pool, journal: str, *, timeout_seconds: float) -> None:
 
 
 _JUDGED = (
-    "with judged as (select e.*, e.bot <> '' or (e.kind = 'c' and exists (select from events b where b.campaign_id = e.campaign_id "
+    "with judged as (select e.*, e.bot <> '' or exists (select from accounting a where a.campaign_id = $1 and a.number = e.number "
+    f"and a.kind = 'd' and e.at < a.at + interval '{EARLY_SECONDS} s') "
+    "or (e.kind = 'c' and exists (select from events b where b.campaign_id = e.campaign_id "
     "and b.number = e.number and b.bot = 'burst' "
     f"and b.at between e.at - interval '{BURST_SECONDS} s' and e.at + interval '{BURST_SECONDS} s')) as machine "
     "from events e where e.campaign_id = $1) "

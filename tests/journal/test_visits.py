@@ -121,6 +121,29 @@ async def test_people_and_machines_are_told_apart_in_the_report(pool: Pool) -> N
     assert [each.url for each in found.links] == ["https://a.example/", "https://b.example/", ""]
 
 
+async def test_who_opens_or_clicks_before_anybody_can_have_read_is_a_machine(pool: Pool) -> None:
+    campaign = await make_campaign(pool, 3)
+    at = 1_772_600_767.0
+    await pool.execute(
+        "insert into accounting select $1, n, 1, 'd', to_timestamp($2::float8), 1, 1, 1, 1, '', '', '', '', '' "
+        "from generate_series(1, 2) n",
+        campaign,
+        at,
+    )
+    events = [
+        Visit(campaign, 1, "c", 1, at - 1, "", "x"),  # while the server still looks at it
+        Visit(campaign, 1, "o", 0, at + 1, "", "x"),
+        Visit(campaign, 1, "c", 1, at + 3, "", "x"),
+        Visit(campaign, 2, "o", 0, at + 1.5, "", "x"),
+        Visit(campaign, 3, "o", 0, at, "", "x"),  # its delivery is not recorded yet
+    ]
+    await tracking.record(pool, "x.visits", 0, 1, events, timeout_seconds=5)
+    async with pool.acquire() as conn:
+        found = await tracking.report(conn, campaign)
+    assert (found.opens, found.openers, found.bot_opens) == (1, 2, 2)
+    assert (found.clicks, found.clickers, found.bot_clicks) == (1, 1, 1)
+
+
 def test_the_names_of_files_tell_their_order(tmp_path: Path) -> None:
     visits = Visits(tmp_path / "v", file_bytes=1)
     for number in range(3):
