@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compose import liquid
+from compose import liquid, markup, mime
 from compose.link_rewriting import with_utm
 from compose.rendering import render
 from compose.tags import KINDS
@@ -52,6 +52,23 @@ def test_utm_parameters_are_added_as_the_table_says() -> None:
     assert len(rows) == 3
     for link, becomes in rows:
         assert with_utm(link.strip("`"), tracking(source="news", medium="email")) == becomes.strip("`")
+
+
+def test_a_text_part_is_made_as_the_table_says() -> None:
+    rows = [row for row in ROWS if row[0].startswith("`<p>")]
+    assert len(rows) == 2
+    for html_part, made in rows:
+        assert markup.text_of(html_part.strip("`")).strip() == made.strip("`")
+
+
+def test_the_parts_of_a_message_are_what_the_text_says() -> None:
+    parts = TEXT.partition("## Parts of a message")[2].partition("## Limits")[0]
+    assert f"At most {mime.MAX_ATTACHMENTS} files" in parts
+    assert markup.PREHEADER_PLACE in parts
+    markup.check_amp("<!doctype html><html ⚡4email>", "<p>")
+    markup.check_amp("<!doctype html><html amp4email>", "<p>")
+    assert mime.prefers_base64("Привет, мир")
+    assert not mime.prefers_base64("Viele Grüße aus dem Süden, und bis bald")
 
 
 def test_the_limits_are_those_that_the_text_names() -> None:
