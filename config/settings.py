@@ -99,7 +99,8 @@ class Inbound(_Section, frozen=True):
 
     smtp_host: str = "127.0.0.1"
     smtp_port: Port = 2525
-    submission_port: OptionalPort = 0  # a second port for the same, usually 587
+    submission_port: OptionalPort = 0  # the same, and with AUTH mail to anybody; usually 587
+    submission_clear_from_loopback: bool = False  # programs on this machine may sign in without TLS
     lmtp_port: OptionalPort = 0  # for an MTA in front of us
     tls_certificate_file: str = ""  # empty: no STARTTLS
     tls_key_file: str = ""  # empty: the key is in the certificate's file

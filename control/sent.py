@@ -12,7 +12,7 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from compose.campaign import CompiledCampaign
+from compose.raw import compiled
 from compose.signing import DkimSigner, ParsedKeys, domains_of
 from compose.verifying import verdicts
 from control.guards import Caller
@@ -87,11 +87,11 @@ def make_again(services: Services, found: SentMessage, keys: list[DkimKey]) -> M
     chosen = dkim.choose(keys, domains_of(found.content, found.server))
     settings = services.settings
     signer = _signer(services, chosen)
-    compiled = CompiledCampaign(found.content, found.server, services.keyring, settings.inbound.public_url, signer, settings.mail)
-    [answer] = compiled.build([found.recipient], composed_at=found.composed_at, attempt=found.attempt)
+    made = compiled(found.content, found.server, services.keyring, settings.inbound.public_url, signer, settings.mail)
+    [answer] = made.build([found.recipient], composed_at=found.composed_at, attempt=found.attempt)
     if isinstance(answer, Invalid):
         raise answer
-    mail_from, rcpt, wire, _ = answer
+    mail_from, rcpt, wire = answer[:3]
     said = verdicts(wire, {key.record_name: key.record for key in chosen})
     return MadeAgain(
         campaign_id=found.content.id,

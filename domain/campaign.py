@@ -46,6 +46,7 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     preheader: str = ""  # a template, hidden at the start of the HTML part
     attachments: tuple[Attachment, ...] = ()
     part: int = 0  # of a message stream: which of the contents that share its id
+    raw: bytes = b""  # a whole message in CRLF lines, which goes out as it is; nothing but `from_email` counts besides
 
 
 class Recipient(msgspec.Struct, frozen=True, array_like=True, gc=False):

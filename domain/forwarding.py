@@ -101,14 +101,15 @@ def why_not(content: bytes, mail_from: str, *, duty: bool, installation: str) ->
         return "it was forwarded here before"
     if len(_RECEIVED.findall(header)) > MAX_RECEIVED:
         return f"it has more than {MAX_RECEIVED} Received fields"
-    if _has_longer_lines(content, MAX_LINE_OCTETS):
+    if has_longer_lines(content, MAX_LINE_OCTETS):
         return f"it has lines of more than {MAX_LINE_OCTETS} octets"
     if not duty and (not mail_from or _AUTOMATIC.search(header)):
         return "it is automatic mail"
     return ""
 
 
-def _has_longer_lines(content: bytes, octets: int) -> bool:
+def has_longer_lines(content: bytes, octets: int) -> bool:
+    """Whether a line of `content`, without its CRLF, has more than `octets`."""
     start = 0
     while start < len(content):  # jumps as far as a line may reach, so the number of lines does not matter
         end = content.rfind(b"\r\n", start, start + octets + 2)

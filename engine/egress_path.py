@@ -40,7 +40,7 @@ _TURNS = (0, 1, 0, 2, 0, 1, 0)
 class Facts:
     """What the accounting records of one connection's messages have in common, and what became of them without an answer."""
 
-    __slots__ = ("destination_ip", "esmtp", "in_doubt", "level", "mta", "queue_suffix", "smtputf8", "source_ip", "unanswered")
+    __slots__ = ("destination_ip", "eight_bit", "esmtp", "in_doubt", "level", "mta", "queue_suffix", "smtputf8", "source_ip", "unanswered")
 
     def __init__(self, server: DeliveryServer, connected: Connected, level: int) -> None:
         self.mta = f"{server.host} ({connected.peer_ip})" if connected.peer_ip else server.host
@@ -49,6 +49,7 @@ class Facts:
         self.esmtp = ",".join(connected.capabilities)
         self.queue_suffix = "/" + server.name
         self.smtputf8 = connected.smtputf8
+        self.eight_bit = connected.eightbitmime
         self.level = level
         self.unanswered = 0  # messages begun that came back
         self.in_doubt = 0  # of those, such as may have arrived

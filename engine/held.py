@@ -4,6 +4,7 @@ import msgspec
 from asyncpg import BitString
 
 from compose.campaign import CompiledCampaign
+from compose.raw import RawMessage
 from domain import states
 from domain.campaign import Batch
 from domain.errors import Invalid
@@ -51,7 +52,7 @@ class LiveCampaign:
         self.queued_at_us = int(queued_at * 1e6)
         self.server_version = server_version  # MFROM, link domain and From rules are compiled in
         self.state = states.RUNNING
-        self.compiled: CompiledCampaign | None = None
+        self.compiled: CompiledCampaign | RawMessage | None = None
         self.refusal: Invalid | None = None  # its content could not be compiled: every recipient gets an `x` record saying so
         self.held = 0
 

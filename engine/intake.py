@@ -11,7 +11,7 @@ import redis.asyncio
 import structlog
 from asyncpg import BitString
 
-from compose.campaign import CompiledCampaign
+from compose.raw import RawMessage, compiled
 from config.keys import Keyring
 from config.settings import Mail
 from domain import states
@@ -231,14 +231,16 @@ class Intake:
         if path is not None:
             try:
                 signer = await self.signing.signer(content, path.server)
-                campaign.compiled = CompiledCampaign(content, path.server, self._keyring, self._public_url, signer, self._mail)
+                campaign.compiled = compiled(content, path.server, self._keyring, self._public_url, signer, self._mail)
             except Invalid as refusal:
                 campaign.refusal = refusal
                 log.error("campaign content refused", campaign=campaign_id, reason=str(refusal))
         self.campaigns[key] = campaign
-        if len(self.campaigns) > _RECOMPILE_KEEP:
-            for key in [key for key, c in self.campaigns.items() if not c.held and c is not campaign]:
-                del self.campaigns[key]
+        full = len(self.campaigns) > _RECOMPILE_KEEP
+        if full or isinstance(campaign.compiled, RawMessage):  # those are large, and mostly sent once
+            for key, kept in list(self.campaigns.items()):
+                if not kept.held and kept is not campaign and (full or isinstance(kept.compiled, RawMessage)):
+                    del self.campaigns[key]
         return campaign
 
     # --- fallback servers ---------------------------------------------------------------------------------------------------

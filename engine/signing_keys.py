@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import structlog
 
 from compose.campaign import CompiledCampaign
+from compose.raw import RawMessage
 from compose.signing import DkimSigner, ParsedKeys, domains_of
 from config.keys import Keyring
 from domain import dkim
@@ -49,7 +50,7 @@ class SigningKeys:
         keys = await stored.active(self._pool, [content.user_id], domains)
         return self._parsed.signer(self._usable(dkim.choose(keys, domains)))
 
-    async def follow(self, campaigns: Iterable[CompiledCampaign]) -> None:
+    async def follow(self, campaigns: Iterable[CompiledCampaign | RawMessage]) -> None:
         """Give each campaign its signer anew if any key has changed since the last look."""
         wanted = [(campaign, domains_of(campaign.content, campaign.server)) for campaign in campaigns]
         if not wanted:

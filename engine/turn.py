@@ -10,12 +10,13 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from compose.campaign import CompiledCampaign
 from compose.campaign import Message as Built
+from compose.raw import Envelope, RawMessage
 from domain import states
 from domain.bounce import BounceClass, shipped_rules
 from domain.campaign import Batch
@@ -242,14 +243,19 @@ class Turn:
                 message.alone = (batch.attempt > 1 and path.windows) or held.is_suspect(message.ref[1])
 
     def _submit_sendable(self, path: EgressPath, session: SmtpSession, messages: list[Message]) -> None:
-        """`session` has no SMTPUTF8: those that need it are refused here, the others are sent."""
+        """`session` lacks SMTPUTF8 or 8BITMIME: those that need it are refused here, the others are sent."""
+        sendable = []
         for message in messages:
-            if message.smtputf8:
-                held, index = message.ref
+            held, index = message.ref
+            if message.smtputf8 and not session.facts.smtputf8:
                 sentence = "the address needs SMTPUTF8, which the delivery server does not offer"
                 self._local(path, held, index, states.KIND_EXPIRY, "5.6.7", sentence, "bad-configuration")
-        messages = [message for message in messages if not message.smtputf8]
-        turn_steps.begin(session, messages, self._journal.append, path.server.id, self._now_us)
+            elif message.eight_bit and not message.smtputf8 and not session.facts.eight_bit:
+                sentence = "the message needs 8BITMIME, which the delivery server does not offer"
+                self._local(path, held, index, states.KIND_EXPIRY, "5.6.3", sentence, "bad-configuration")
+            else:
+                sendable.append(message)
+        turn_steps.begin(session, sendable, self._journal.append, path.server.id, self._now_us)
 
     # --- outcomes in ---------------------------------------------------------------------------------------------------------
     def _settle(self, outcome: Outcome) -> None:
@@ -376,12 +382,12 @@ def _per_turn(message: Message) -> int:
     return most if compiled is None or compiled.signer is None else min(most, _SIGNED_PER_TURN)
 
 
-def _build(compiled: CompiledCampaign, batch: Batch, indexes: list[int]) -> list[Built | Invalid]:
+def _build(compiled: CompiledCampaign | RawMessage, batch: Batch, indexes: list[int]) -> Sequence[Built | Envelope | Invalid]:
     recipients = [batch.recipients[index] for index in indexes]
     return compiled.build(recipients, composed_at=batch.composed_at, attempt=batch.attempt)
 
 
-def _build_alone(compiled: CompiledCampaign, batch: Batch, index: int) -> Built | Invalid:
+def _build_alone(compiled: CompiledCampaign | RawMessage, batch: Batch, index: int) -> Built | Envelope | Invalid:
     """One recipient whose data nobody foresaw must cost neither the others their mail nor the engine its life."""
     try:
         return _build(compiled, batch, [index])[0]

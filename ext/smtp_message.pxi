@@ -22,13 +22,16 @@ cdef int _check_address(bytes address, bint smtputf8, str name) except -1:
 cdef class Message:
     """One message for one recipient, ready to leave.
 
-    `wire` is the complete header and body, ended by CRLF, in which no line starts with a dot. `mail_from` may be empty
-    (the null sender). `ref` is the caller's and never looked at. `phase` tells how much of it has left. `alone`, to be set before it
+    `wire` is the complete header and body, ended by CRLF. `dotted`: the same for DATA (RFC 5321 §4.5.2), None where no line starts with
+    a dot. `eight_bit`: it needs 8BITMIME. `mail_from` may be empty (the null sender). `ref` is the caller's and never looked at. `phase` tells how much of it has left. `alone`, to be set before it
     is submitted: nothing else is in flight on its connection, so that a lost link tells something about this message.
     Raises ValueError for an address that would break a command line and for content not ended by CRLF.
     """
 
-    def __init__(self, bytes mail_from not None, bytes rcpt not None, bytes wire not None, object ref, bint smtputf8=False):
+    def __init__(
+        self, bytes mail_from not None, bytes rcpt not None, bytes wire not None, object ref, bint smtputf8=False, bytes dotted=None,
+        bint eight_bit=False,
+    ):
         cdef Py_ssize_t n = PyBytes_GET_SIZE(wire)
         cdef const char *p = PyBytes_AS_STRING(wire)
         _check_address(mail_from, smtputf8, "mail_from")
@@ -37,13 +40,15 @@ cdef class Message:
             raise ValueError("rcpt: empty")
         if n < 2 or p[n - 2] != 13 or p[n - 1] != 10:
             raise ValueError("wire: does not end with CRLF")
-        if p[0] == 46:
+        if p[0] == 46 and dotted is None:
             raise ValueError("wire: starts with a dot")
         self.mail_from = mail_from
         self.rcpt = rcpt
         self.wire = wire
+        self.dotted = wire if dotted is None else dotted
         self.ref = ref
         self.smtputf8 = smtputf8
+        self.eight_bit = smtputf8 or eight_bit
         self.phase = PHASE_QUEUED_C
         self.verdict_stage = 0
 
@@ -112,16 +117,16 @@ cdef inline unsigned long long _first_word(const unsigned char *text, Py_ssize_t
 cdef inline Py_ssize_t _envelope_size(Message m) noexcept:
     # "MAIL FROM:<" ">\r\n" "RCPT TO:<" ">\r\n"
     cdef Py_ssize_t n = 26 + PyBytes_GET_SIZE(m.mail_from) + PyBytes_GET_SIZE(m.rcpt)
-    if m.smtputf8:
-        n += 23
+    if m.eight_bit:
+        n += 23 if m.smtputf8 else 14
     return n
 
 
 cdef inline char *_put_mail(char *at, Message m) noexcept:
     at = _put(at, b"MAIL FROM:<", 11)
     at = _put_bytes(at, m.mail_from)
-    if m.smtputf8:
-        return _put(at, b"> BODY=8BITMIME SMTPUTF8\r\n", 26)
+    if m.eight_bit:
+        return _put(at, b"> BODY=8BITMIME SMTPUTF8\r\n", 26) if m.smtputf8 else _put(at, b"> BODY=8BITMIME\r\n", 17)
     return _put(at, b">\r\n", 3)
 
 

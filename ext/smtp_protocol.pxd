@@ -38,8 +38,10 @@ cdef class Message:
     cdef readonly bytes mail_from
     cdef readonly bytes rcpt
     cdef readonly bytes wire
+    cdef bytes dotted
     cdef readonly object ref
     cdef readonly bint smtputf8
+    cdef readonly bint eight_bit
     cdef public bint alone
     cdef readonly int phase
     cdef int verdict_stage

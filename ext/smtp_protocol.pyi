@@ -23,7 +23,16 @@ MAX_WINDOW: int
 
 @final
 class Message:
-    def __init__(self, mail_from: bytes, rcpt: bytes, wire: bytes, ref: object, smtputf8: bool = False) -> None: ...
+    def __init__(
+        self,
+        mail_from: bytes,
+        rcpt: bytes,
+        wire: bytes,
+        ref: object,
+        smtputf8: bool = False,
+        dotted: bytes | None = None,
+        eight_bit: bool = False,
+    ) -> None: ...
     @property
     def mail_from(self) -> bytes: ...
     @property
@@ -34,6 +43,8 @@ class Message:
     def ref(self) -> Any: ...
     @property
     def smtputf8(self) -> bool: ...
+    @property
+    def eight_bit(self) -> bool: ...
     alone: bool
     @property
     def phase(self) -> int: ...

@@ -213,7 +213,7 @@ cdef class SmtpProtocol:
                 self.content_due = False
                 m.phase = PHASE_FINAL_C
                 self.last_content = m
-                kind, out = AWAIT_DOT, m.wire + b".\r\n"
+                kind, out = AWAIT_DOT, m.dotted + b".\r\n"
             elif self.next_command == AWAIT_RCPT:
                 kind, out = AWAIT_RCPT, b"RCPT TO:<" + m.rcpt + b">\r\n"
             elif self.next_command == AWAIT_DATA:
@@ -223,7 +223,7 @@ cdef class SmtpProtocol:
                 self.started += 1
                 self.sent += 1
                 kind = AWAIT_MAIL
-                out = b"MAIL FROM:<" + m.mail_from + (b"> BODY=8BITMIME SMTPUTF8\r\n" if m.smtputf8 else b">\r\n")
+                out = b"MAIL FROM:<" + m.mail_from + b">" + (b" BODY=8BITMIME" if m.eight_bit else b"") + (b" SMTPUTF8\r\n" if m.smtputf8 else b"\r\n")
             self.next_command = 0
         self.expected[self.expected_head] = kind
         self.expected_count = 1
@@ -245,7 +245,7 @@ cdef class SmtpProtocol:
         # Two passes: how long it is, then one allocation filled in place.
         if self.content_due:
             content = <Message> self.slots[self.head]
-            size = PyBytes_GET_SIZE(content.wire) + 3
+            size = PyBytes_GET_SIZE(content.dotted) + 3
         elif dot:
             size = 3
         envelopes = self.count - self.started
@@ -279,7 +279,7 @@ cdef class SmtpProtocol:
         at = PyBytes_AS_STRING(out)
         tail = self.expected_head + self.expected_count
         if content is not None:
-            at = _put_bytes(at, content.wire)
+            at = _put_bytes(at, content.dotted)
             at = _put(at, b".\r\n", 3)
             content.phase = PHASE_FINAL_C
             self.last_content = content

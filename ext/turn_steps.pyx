@@ -8,7 +8,7 @@ not the ordinary case is handed back untouched. Records are packed by `journal_r
 What is passed in is duck-typed, as far as the names below are used. `message.ref` is (held, index):
 held.batch .epoch .campaign.queued_at_us .in_flight .open; batch.campaign_id .batch .attempt .first_attempt_at .positions .recipients[index];
 recipient.number .email; session.owner .facts .connection_id .room .submit(messages) .flush();
-owner.server.id .health.failures .delivered .answers; facts.mta .source_ip .destination_ip .esmtp .queue_suffix .smtputf8.
+owner.server.id .health.failures .delivered .answers; facts.mta .source_ip .destination_ip .esmtp .queue_suffix .smtputf8 .eight_bit.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -150,7 +150,8 @@ def record_deliveries(list outcomes not None, append not None, long long now):
 def make_messages(list built not None, held, list indexes not None, list into not None):
     """Append a Message for every composed recipient to `into`; `built[i]` belongs to recipient `indexes[i]` of `held`.
 
-    Returns the (index, what it is instead) of those that are no (MAIL FROM, RCPT, wire, smtputf8).
+    Composed is (MAIL FROM, RCPT, wire, smtputf8), or a tuple of another class with `dotted` and `eight_bit` behind. Returns the
+    (index, what it is instead) of those that are neither.
     """
     cdef list refused = []
     cdef Py_ssize_t i
@@ -159,6 +160,8 @@ def make_messages(list built not None, held, list indexes not None, list into no
         one = built[i]
         if type(one) is tuple:
             into.append(Message((<tuple> one)[0], (<tuple> one)[1], (<tuple> one)[2], (held, indexes[i]), (<tuple> one)[3]))
+        elif isinstance(one, tuple):
+            into.append(Message(one[0], one[1], one[2], (held, indexes[i]), one[3], one[4], one[5]))
         else:
             refused.append((indexes[i], one))
     return refused
@@ -188,7 +191,8 @@ cpdef begin(session, list messages, append, server_id, at):
 def hand_out(list sessions not None, list rooms not None, list messages not None, append not None, server_id, at):
     """`begin` for all of them: session i gets the next `rooms[i]` of `messages`, as far as they reach.
 
-    Returns ((session, messages) where one needs SMTPUTF8 and the connection does not have it: not begun; sessions left with room).
+    Returns ((session, messages) where one needs SMTPUTF8 or 8BITMIME and the connection does not have it: not begun; sessions left
+    with room).
     """
     cdef list odd = [], starved = [], share
     cdef Py_ssize_t i, start = 0, room, count = len(messages)
@@ -202,9 +206,11 @@ def hand_out(list sessions not None, list rooms not None, list messages not None
             share = messages[start:start + room]
             fits = True
             for message in share:
-                if message.smtputf8:
-                    fits = sessions[i].facts.smtputf8
-                    break
+                if message.eight_bit:
+                    facts = sessions[i].facts
+                    if not (facts.smtputf8 if message.smtputf8 else facts.eight_bit):
+                        fits = False
+                        break
             if fits:
                 begin(sessions[i], share, append, server_id, at)
             else:

@@ -26,6 +26,7 @@ from inbound.mailboxes import collectors
 from inbound.policy import MailPolicy
 from inbound.postback import Postbacks
 from inbound.session import Limits
+from inbound.submission import Submission
 from inbound.tracking import Keys, Tracker
 from inbound.web import Web, WebServer
 from inbound.web_view import WebView
@@ -65,7 +66,8 @@ class Inbound:
         policy = MailPolicy.of(self.settings, pool, keyring)
         await policy.refresh()
         certificate = Certificate(settings.tls_certificate_file, settings.tls_key_file) if settings.tls_certificate_file else None
-        listeners = self._listeners(policy, certificate)
+        submission = Submission(pool, keyring, self.settings, self._tell)
+        listeners = self._listeners(policy, certificate, submission)
         collecting = collectors(
             pool,
             policy,
@@ -140,7 +142,7 @@ class Inbound:
             interval_seconds=accounting.flush_interval_seconds,
         )
 
-    def _listeners(self, policy: MailPolicy, certificate: Certificate | None) -> dict[str, Listener]:
+    def _listeners(self, policy: MailPolicy, certificate: Certificate | None, submission: Submission) -> dict[str, Listener]:
         """By the names of their settings, without `_port`; those of port 0 are left out."""
         settings = self.settings.inbound
         limits = Limits(settings.max_connections, Patience())
@@ -152,7 +154,13 @@ class Inbound:
         )
         ports = {"smtp": settings.smtp_port, "submission": settings.submission_port, "lmtp": settings.lmtp_port}
         return {
-            name: Listener(policy, limits, door._replace(lmtp=name == "lmtp"), host=settings.smtp_host, port=port)
+            name: Listener(
+                policy,
+                limits,
+                door._replace(lmtp=name == "lmtp", submissions=submission if name == "submission" else None),
+                host=settings.smtp_host,
+                port=port,
+            )
             for name, port in ports.items()
             if port
         }

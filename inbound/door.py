@@ -7,6 +7,14 @@ from typing import Any, NamedTuple
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+class Refused(Exception):
+    """A line that ends the session. `reply` is sent first."""
+
+    def __init__(self, reply: str) -> None:
+        self.reply = reply
+        super().__init__(reply)
+
+
 class Policy:
     """What the listener asks the rest of the process. `recipient` says whom an address belongs to, or how it is refused."""
 
@@ -16,6 +24,27 @@ class Policy:
 
     async def deliver(self, peer: str, mail_from: str, recipients: list[Any], content: bytes) -> str:
         """Store the message; the reply to the final dot."""
+        raise NotImplementedError
+
+
+class Account(NamedTuple):
+    """Who has signed in."""
+
+    user_id: int
+    name: str
+
+
+class Submissions:
+    """What the submission listener asks the rest of the process. Raises Unavailable."""
+
+    clear_from_loopback = False  # whether a program on this machine may sign in without TLS
+
+    async def sign_in(self, name: str, password: str) -> Account | None:
+        """Whose name and password these are; None: nobody's."""
+        raise NotImplementedError
+
+    async def deliver(self, account: Account, peer: str, recipients: list[str], content: bytes) -> str:
+        """Queue the message; the reply to the final dot."""
         raise NotImplementedError
 
 
@@ -39,3 +68,4 @@ class Door(NamedTuple):
     tls: ssl.SSLContext | None = None
     proxies: tuple[Network, ...] = ()
     lmtp: bool = False
+    submissions: Submissions | None = None  # None: no AUTH

@@ -18,8 +18,11 @@ import structlog
 from aiosmtpd.proxy_protocol import V2_CMD, get_proxy
 from aiosmtpd.smtp import SMTP
 
+from domain import address as addresses
+from domain.errors import Invalid
 from inbound.content import refusal
-from inbound.door import Door, Patience, Policy
+from inbound.door import Door, Patience, Policy, Refused
+from inbound.sign_in import SignIn
 
 log = structlog.get_logger(__name__)
 logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd's own, which repeats what peers say
@@ -43,13 +46,6 @@ _STATUS = {
     "221": "2.0.0", "250": "2.0.0", "421": "4.7.0", "500": "5.5.1", "501": "5.5.4", "502": "5.5.1", "503": "5.5.1", "552": "5.3.4",
     "553": "5.1.3", "555": "5.5.4",
 }  # fmt: skip
-
-class Refused(Exception):
-    """A line that ends the session. `reply` is sent first."""
-
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
-        super().__init__(reply)
 
 
 class Limits:
@@ -87,7 +83,7 @@ class _Lines:
         return getattr(self._reader, name)
 
 
-class Session(SMTP):
+class Session(SignIn, SMTP):
     """One connection."""
 
     command_size_limit = 1024  # 512 and room for long local parts that some forwarders make
@@ -143,7 +139,7 @@ class Session(SMTP):
     def _cb_client_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         super()._cb_client_connected(reader, writer)
         self._stream = reader
-        self._reader = _Lines(reader, self)  # type: ignore[assignment]
+        self._reader = _Lines(reader, self)
 
     def _count_peer(self, peer: str) -> None:
         """Count this session for `peer` and for nobody else; "" for nobody. Of IPv6 the first 64 bits count: one customer has them all."""
@@ -280,11 +276,9 @@ class Session(SMTP):
         if extended:
             offers += [f"SIZE {self.data_size_limit}", "8BITMIME", "PIPELINING", "ENHANCEDSTATUSCODES"]
             offers += ["STARTTLS"] if self._door.tls is not None and not self._encrypted else []
+            offers += ["AUTH PLAIN LOGIN"] if self.may_sign_in() else []
         # the one reply that carries no enhanced status code (RFC 2034 §4)
         await super().push("\r\n".join(f"250{' ' if offer is offers[-1] else '-'}{offer}" for offer in offers))
-
-    async def smtp_AUTH(self, arg: str) -> None:
-        await self.push("502 5.5.1 This server takes no credentials")
 
     async def smtp_STARTTLS(self, arg: str) -> None:
         await self._must_wait("554 5.5.0 Wait for the answer to STARTTLS")
@@ -323,6 +317,7 @@ class Session(SMTP):
         assert self.session is not None
         self.session.ssl = secured.get_extra_info("ssl_object")
         self.session.host_name = None  # RFC 3207 §4.2: what was said before does not count
+        self.account = None
         self._set_rset_state()  # type: ignore[no-untyped-call]
         self._reset_timeout()
 
@@ -350,6 +345,8 @@ class Session(SMTP):
     async def smtp_MAIL(self, arg: str | None) -> None:
         if self._messages >= MAX_MESSAGES:
             raise Refused("421 4.7.0 Enough messages for one connection")
+        if self.account is not None and arg:
+            arg = _AUTH_PARAMETER.sub("", arg)  # RFC 4954 §5: whom a relay believes that it is from; we know
         await super().smtp_MAIL(arg)
 
     async def smtp_DATA(self, arg: str) -> None:
@@ -371,7 +368,10 @@ class Session(SMTP):
                 self.storing = True
                 self.stored.clear()
                 self._reset_timeout(self._limits.patience.session)  # the store has limits of its own
-                reply = await self._policy.deliver(self.peer, self._sender(), self.recipients, content)
+                if self.account is not None and self._door.submissions is not None:
+                    reply = await self._door.submissions.deliver(self.account, self.peer, self.recipients, content)
+                else:
+                    reply = await self._policy.deliver(self.peer, self._sender(), self.recipients, content)
         finally:
             self.storing = False
             self.stored.set()
@@ -455,15 +455,23 @@ class _Hooks:
     async def handle_RCPT(self, server: Session, session: Any, envelope: Any, address: str, options: list[str]) -> str:
         if len(envelope.rcpt_tos) >= MAX_RECIPIENTS:
             return "452 4.5.3 Too many recipients"
-        recipient, reply = server._policy.recipient(address)
-        if reply:
-            return reply
+        recipient: Any
+        if server.account is not None:
+            try:
+                recipient = addresses.parse(address).text
+            except Invalid as error:
+                return f"553 5.1.3 The address {error.reason}"
+        else:
+            recipient, reply = server._policy.recipient(address)
+            if reply:
+                return reply
         if address not in envelope.rcpt_tos:
             server.recipients.append(recipient)
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 OK"
 
 
+_AUTH_PARAMETER = re.compile(r" AUTH=\S*", re.IGNORECASE)
 _SENDER = re.compile(r"[\x21-\x3b\x3d\x3f-\x7e]{1,254}")  # printable, no spaces or angle brackets
 
 

@@ -133,9 +133,14 @@ _GIVEN = _TAKE.format(people="(select place, email, data from unnest($8::text[],
 _GATHERED = _TAKE.format(people="(select row_number() over (order by row) as place, email, data from message_rows)")
 
 
-async def add(conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], rows: Sequence[Row]) -> Message:
-    """Take a message for `rows`, in the caller's transaction: once that is committed, every recipient gets an outcome (P2)."""
-    return await _take(conn, target, part, metadata, len(rows), _GIVEN, [row[0] for row in rows], [row[1] for row in rows])
+async def add(
+    conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], rows: Sequence[Row], raw: bytes | None = None
+) -> Message:
+    """Take a message for `rows`, in the caller's transaction: once that is committed, every recipient gets an outcome (P2).
+
+    `raw`: a whole message (`compose.raw.take`), sent as it is; of `part` the From address counts then.
+    """
+    return await _take(conn, target, part, metadata, len(rows), _GIVEN, [row[0] for row in rows], [row[1] for row in rows], raw=raw)
 
 
 async def gather(conn: PooledConnection, blocks: AsyncIterator[list[Row]]) -> int:
@@ -162,15 +167,16 @@ async def add_gathered(conn: PooledConnection, target: Target, part: Part | Copy
 
 
 async def _take(
-    conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], count: int, statement: str, *rows: list[str]
-) -> Message:
+    conn: PooledConnection, target: Target, part: Part | Copy, metadata: dict[str, str], count: int, statement: str, *rows: list[str],
+    raw: bytes | None = None,
+) -> Message:  # fmt: skip
     content = msgspec.json.encode(part)
     for _ in range(3):
         campaign_id = await conn.fetchval(_FIND, *_way(target))
         if campaign_id is None:
             await _open(conn, target)
             continue
-        number = await _part(conn, campaign_id, content)
+        number = await _part(conn, campaign_id, content, raw)
         row = await conn.fetchrow(
             statement,
             campaign_id,
@@ -194,17 +200,18 @@ def _way(target: Target) -> tuple[int, int, MailClass, int | None]:
     return target.user_id, target.delivery_server_id, target.mail_class, target.list_id
 
 
-async def _part(conn: PooledConnection, campaign_id: int, content: bytes) -> int:
+async def _part(conn: PooledConnection, campaign_id: int, content: bytes, raw: bytes | None) -> int:
     """The number of a content of this stream, stored if it is new."""
-    digest = hashlib.sha256(content).digest()
+    digest = hashlib.sha256(content + (raw or b"")).digest()
     for _ in range(3):
         number = await conn.fetchval(
             "with found as (select part from message_parts where campaign_id = $1 and digest = $2), made as ("
-            "insert into message_parts (campaign_id, digest, content) select $1, $2, $3 where not exists (select from found) "
+            "insert into message_parts (campaign_id, digest, content, raw) select $1, $2, $3, $4 where not exists (select from found) "
             "on conflict do nothing returning part) select part from found union all select part from made",
             campaign_id,
             digest,
             content.decode(),
+            raw,
         )
         if number is not None:
             return int(number)

@@ -74,6 +74,21 @@ def alone(number: int) -> Message:
     return one
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_dots_are_stuffed_for_data_and_never_for_bdat(mode: str) -> None:
+    wire, dotted = BODY + b".\r\n", BODY + b"..\r\n"
+    protocol = learned_window() if mode == "chunking" else SmtpProtocol(*MODES[mode])
+    protocol.submit(Message(b"s@s.example", b"r@d.example", wire, 1, False, dotted, True))
+    out = b""
+    for reply in (b"250 2.1.0 Ok\r\n", b"250 2.1.5 Ok\r\n", b"354 go\r\n"):
+        out += protocol.output() or b""
+        if mode != "chunking":
+            protocol.feed(reply, [])
+    out += protocol.output() or b""
+    assert b"MAIL FROM:<s@s.example> BODY=8BITMIME\r\n" in out
+    assert (b"BDAT %d LAST\r\n" % len(wire) + wire in out) if mode == "chunking" else out.endswith(dotted + b".\r\n")
+
+
 def test_with_chunking_nothing_shares_the_window_with_a_message_that_is_to_be_alone() -> None:
     protocol = learned_window()
     for one in (message(1), alone(2), message(3), alone(4)):
