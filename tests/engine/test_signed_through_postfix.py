@@ -1,16 +1,25 @@
 """Signatures survive a relay: engine, a real Postfix of its own, sink, and the verifier agrees with what comes out."""
 
 import os
+import random
 import shutil
+import smtplib
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import Envelope
 
+from compose.verifying import verdicts as plain
 from store.postgres import Pool
+from tests.compose.test_campaign import COMPOSED_AT, recipient
+from tests.compose.test_signing import records
+from tests.compose.test_ten_thousand_signatures import SAMPLE, said, varied
 from tests.engine.test_campaign_end_to_end import completed
 from tests.engine.test_signed_mail import SECRET, make_key, sources
 from tests.machine import Machine, until
@@ -18,6 +27,8 @@ from tests.reference.dkim_verdicts import verdicts
 from tests.store import seed
 
 POSTFIX = shutil.which("postfix", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") or ""
+
+MANY = 10_000
 
 pytestmark = [
     pytest.mark.slow,
@@ -126,3 +137,45 @@ async def test_both_signatures_verify_after_a_relay_has_had_the_mail(machine: Ma
     for message in await sources(machine):
         assert b"by relay.example (Postfix)" in message
         assert verdicts(message, records) == [True, True]
+
+
+class Mailbox:
+    """What a relay hands on, for aiosmtpd."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+
+    async def handle_DATA(self, server: object, session: object, envelope: Envelope) -> str:
+        assert envelope.original_content is not None
+        self.messages.append(envelope.original_content)
+        return "250 ok"
+
+
+def test_ten_thousand_varied_messages_verify_behind_a_relay(relay: Relay) -> None:
+    box = Mailbox()
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    sink = Controller(box, hostname="127.0.0.1", port=port, enable_SMTPUTF8=True, data_size_limit=0)
+    sink.start()
+    try:
+        relay.start(port, "in_flow_delay = 0\nsmtpd_client_connection_rate_limit = 0\n")
+        rng = random.Random(8463)
+        client = smtplib.SMTP("127.0.0.1", relay.port, timeout=60)
+        for _ in range(MANY // 50):
+            people = [recipient(n, f"p{rng.randint(1, 10**9)}@shore.example", first_name=said(rng, 200, line=True)) for n in range(1, 51)]
+            for answer in varied(rng).build(people, composed_at=COMPOSED_AT, attempt=1):
+                assert isinstance(answer, tuple)
+                client.sendmail(answer[0].decode(), [answer[1].decode()], answer[2])
+        client.quit()
+        until = time.monotonic() + 300
+        while len(box.messages) < MANY and time.monotonic() < until:
+            time.sleep(0.2)
+    finally:
+        sink.stop()
+    assert len(box.messages) == MANY
+    keys = records("rsa", "ed")
+    for place, message in enumerate(box.messages):
+        assert b"by relay.example (Postfix)" in message
+        assert [verdict.reason for verdict in plain(message, keys)] == ["", ""]
+        if place % SAMPLE == 0:
+            assert verdicts(message, keys) == [True, True]
