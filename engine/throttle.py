@@ -7,7 +7,9 @@ _REFUSED_SHARE: Final = 0.1  # fewer "slow down" among the answers are about sin
 _REFUSED_LEAST: Final = 3
 _DECREASE: Final = 0.5
 _HEADROOM: Final = 0.9
-_INCREASE: Final = 1.02  # per look: at two looks a second the pace doubles in 18 s
+_INCREASE: Final = 0.02  # of the pace, at the first quiet look; there are two looks a second
+_GAIN: Final = 0.002  # and so much more at each quiet look after it: a server that has long stopped asking is trusted sooner
+_LARGEST_INCREASE: Final = 0.1
 
 
 class TokenBucket:
@@ -64,6 +66,7 @@ class Pace:
         self.per_second = 0.0  # 0 = the server has not asked
         self._looked_at = now
         self._ceiling = 0.0
+        self._increase = _INCREASE
 
     def look(self, now: float, answered: int, refused: int) -> None:
         """Adapt to what happened since the last look: `refused` of the `answered` messages were told to slow down."""
@@ -75,7 +78,9 @@ class Pace:
                 self._ceiling = answered / elapsed
             taken = _HEADROOM * (answered - refused) / elapsed
             self.per_second = max(LOWEST_PACE, taken, _DECREASE * self.per_second)
+            self._increase = _INCREASE
         elif self.per_second:
-            self.per_second *= _INCREASE
+            self.per_second *= 1.0 + self._increase
+            self._increase = min(_LARGEST_INCREASE, self._increase + _GAIN)
             if self.per_second >= self._ceiling:
                 self.per_second = 0.0

@@ -9,14 +9,13 @@ import contextlib
 import logging
 from typing import Final
 
-import asyncpg
-
-from domain.errors import Conflict, JournalError, Unavailable
+from domain.errors import JournalError, Unavailable
 from ext import journal_record, ledger_rows
 from journal.segment_files import START, Position, Reader
 from journal.segments import Journal
 from store import accounting
 from store.postgres import Pool
+from store.trouble import is_store_trouble, sentence
 
 READER_NAME: Final = "ledger"
 MOST_BYTES_PER_TRANSACTION: Final = 4 * 1024 * 1024
@@ -77,9 +76,11 @@ class Ledger:
             while True:
                 try:
                     await self.catch_up()
-                except (Unavailable, Conflict, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                except Exception as error:
+                    if isinstance(error, JournalError) or not is_store_trouble(error):
+                        raise
                     pause = min(_LONGEST_PAUSE_SECONDS, max(2 * pause, 0.2))
-                    self._note_trouble(f"outcomes are safe in the journal but not in PostgreSQL: {error}")
+                    self._note_trouble(f"outcomes are safe in the journal but not in PostgreSQL: {sentence(error)}")
                 else:
                     pause = self._interval_seconds
                     self._note_trouble("")

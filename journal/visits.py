@@ -18,14 +18,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal
 
-import asyncpg
 import msgspec
 
-from domain.errors import Unavailable
 from journal.segments import take_lock
 from store import tracking
 from store.postgres import Pool
 from store.tracking import Visit
+from store.trouble import is_store_trouble
 
 MOST_BYTES_PER_TRANSACTION: Final = 1024 * 1024
 SUFFIX: Final = ".visits"
@@ -138,7 +137,9 @@ class Visits:
             await asyncio.sleep(pause)
             try:
                 await self.catch_up(pool, carry_out)
-            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, OSError) as error:
+            except Exception as error:
+                if not is_store_trouble(error):
+                    raise
                 pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
                 if not self.trouble:
                     _log.warning("opens and clicks are safe on disk but not in PostgreSQL: %s", error)

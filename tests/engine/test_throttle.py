@@ -74,6 +74,17 @@ def test_a_server_that_stops_asking_gets_its_old_rate_back() -> None:
     assert pace.per_second == 0.0
 
 
+def test_the_longer_a_server_is_quiet_the_sooner_it_gets_its_rate_back() -> None:
+    pace = Pace(0.0)
+    pace.look(0.5, 100, 0)
+    pace.look(1.0, 100, 90)
+    looks = 0
+    while pace.per_second:
+        looks += 1
+        pace.look(1.0 + looks * 0.5, 100, 0)
+    assert looks < 60  # from 18 a second to 200: half a minute
+
+
 def test_the_pace_never_falls_to_nothing() -> None:
     pace = Pace(0.0)
     for look in range(1, 40):
