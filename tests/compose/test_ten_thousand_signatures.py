@@ -1,7 +1,4 @@
-"""Ten thousand different messages, each signed with RSA and Ed25519: the plain verifier agrees with all of them, dkimpy with a sample.
-
-dkimpy needs several milliseconds for a message, so it looks at every `SAMPLE`th.
-"""
+"""Ten thousand different messages, each signed with RSA and Ed25519: our own verifier and dkimpy agree with every signature."""
 
 import random
 
@@ -17,7 +14,6 @@ from tests.reference.dkim_verdicts import verdicts as dkimpy
 
 MESSAGES = 10_000
 CAMPAIGNS = 200
-SAMPLE = 10
 ALPHABETS = ("abc ", "ab \t.\n", "Grüße ß\n", "Привет мир\n", "東京 🎉 \n", "=?:;<>\"'\\,@\n ", "\n", "x" * 60)
 
 
@@ -56,6 +52,5 @@ def test_every_signature_of_ten_thousand_varied_messages_verifies() -> None:
             assert isinstance(answer, tuple), answer
             seen.add(hash(answer[2]))
             assert [verdict.reason for verdict in plain(answer[2], keys)] == ["", ""]
-            if len(seen) % SAMPLE == 0:
-                assert dkimpy(answer[2], keys) == [True, True]
+            assert dkimpy(answer[2], keys) == [True, True]
     assert len(seen) == MESSAGES
