@@ -2,6 +2,7 @@
 
 `take` checks one when it is handed in and removes what is meant for us alone; `RawMessage` is to it what `CompiledCampaign` is to a
 campaign: only the envelope differs from recipient to recipient, with a signed return path each, and a DKIM signature is put in front.
+A message that others wrote and we send on (`mail_from`, `sign`) has one envelope sender for all and no signature of ours.
 """
 
 import re
@@ -127,15 +128,23 @@ class RawMessage:
         self.content = content
         self.server = server
         self.signer = signer
+        self._return_signer = Signer(keyring.derive("return-path"), return_path.MAC_BYTES, base32=True)
+        self._eight_bit = not content.raw.isascii()
+        self._signed: tuple[DkimSigner | None, int, bytes | Invalid, bytes | None] | None = None
+        self._domain: bytes | None = None
+        self._mail_from, self._utf8 = b"", False
+        if content.mail_from is not None:  # mail that others wrote: whose it is was said by them
+            if content.mail_from:
+                self._mail_from, self._utf8 = header_rules.address_octets("mail_from", content.mail_from)
+            return
         mail_headers.check_from("From", content.from_email, mail.forbidden_from)
         if server.enforced_from and server.enforced_from.lower() != content.from_email.lower():
             raise Invalid("From", f"must be {server.enforced_from}: the delivery server sends from no other address", content.from_email)
         kind, address = header_rules.mail_from(content, server, mail.sender_domain, mail.catch_all_domain)
-        self._domain = header_rules.domain_octets("mfrom", address) if kind == "domain" else None
-        self._mail_from, self._utf8 = (b"", False) if self._domain else header_rules.address_octets("mfrom", address)
-        self._return_signer = Signer(keyring.derive("return-path"), return_path.MAC_BYTES, base32=True)
-        self._eight_bit = not content.raw.isascii()
-        self._signed: tuple[DkimSigner | None, int, bytes | Invalid, bytes | None] | None = None
+        if kind == "domain":
+            self._domain = header_rules.domain_octets("mfrom", address)
+        else:
+            self._mail_from, self._utf8 = header_rules.address_octets("mfrom", address)
 
     def build(self, recipients: list[Recipient], *, composed_at: float, attempt: int) -> list[Envelope | Invalid]:
         """One answer for each recipient, in order. With a signer it is signed once, at `composed_at` (POSIX seconds)."""

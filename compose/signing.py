@@ -124,7 +124,9 @@ class ParsedKeys:
 
 
 def domains_of(content: CampaignContent, server: DeliveryServer) -> list[str]:
-    """The domains whose keys may sign a campaign, best first; none for addresses that are no good, which compiling refuses."""
+    """The domains whose keys may sign a campaign, best first; none for mail of others, and where an address is no good."""
+    if not content.sign:
+        return []
     try:
         sender, _ = address_octets(*from_address(content, server))
         kind, back = mail_from(content, server)

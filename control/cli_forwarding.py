@@ -96,8 +96,9 @@ def forwarding_queue(limit: int, as_json: bool) -> None:
     if as_json:
         write_json(found)
     else:
-        table("", (">id", ">message", "to", "state", ">tries", "since", "reply"),
-              ((f.id, f.inbound_id, f.target, f.state, f.attempts, f.created_at, f.reply) for f in found))  # fmt: skip
+        table("", (">id", ">received", "rule", "to", ">message", "state", ">tries", "since", "reply"),
+              ((f.id, f.inbound_id, f.rule, f.target, f.message_id or "", f.state, f.attempts, f.created_at, f.reply)
+               for f in found))  # fmt: skip
 
 
 async def _get(stores: Stores) -> "Forwarding":

@@ -81,7 +81,7 @@ class ForwardingController(Controller):
 
     @get("/queue", operation_id="listForwards", summary="List forwarded mail")
     async def queue(self, services: NamedDependency[Services], before: Before = None, limit: Limit = 100) -> Page[ForwardShown]:
-        """Newest first: what waits with the reason, what was sent with the reply, what was given up."""
+        """Newest first: the message that each became, where it stands, and the last word about it (`failed`: it was not queued)."""
         async with connection(services.pool) as conn:
             found = await forwarding.page(conn, before, limit)
         return Page(found, found[-1].id if len(found) == limit else None)

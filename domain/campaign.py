@@ -47,6 +47,8 @@ class CampaignContent(msgspec.Struct, frozen=True, kw_only=True):
     attachments: tuple[Attachment, ...] = ()
     part: int = 0  # of a message stream: which of the contents that share its id
     raw: bytes = b""  # a whole message in CRLF lines, which goes out as it is; nothing but `from_email` counts besides
+    mail_from: str | None = None  # of `raw` that others wrote: its envelope sender, "" for the null one; None: our return path
+    sign: bool = True  # with the DKIM keys of its domains
 
 
 class Recipient(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -20,7 +20,6 @@ from domain.errors import ConfigurationError, Unavailable
 from domain.mailbox import parse as parse_mailbox
 from inbound import handling, metrics
 from inbound.door import Door, Patience
-from inbound.forwarding import Forwarder
 from inbound.listener import Certificate, Listener
 from inbound.mailboxes import collectors
 from inbound.policy import MailPolicy
@@ -75,7 +74,6 @@ class Inbound:
             interval_seconds=settings.mailbox_interval_seconds,
             max_message_bytes=settings.max_message_bytes,
         )
-        forwarder = Forwarder(pool, policy, keyring, load.node_name(self.settings))
         web: WebServer | None = None
         visits = Visits(load.state_directory(self.settings) / "visits" / f"{settings.http_port}")
         files = self._files()
@@ -91,9 +89,8 @@ class Inbound:
                 await _listen(listener, name, settings.smtp_host)
             self._tasks.append(asyncio.create_task(self._follow(policy, certificate)))
             self._tasks += [asyncio.create_task(each.run()) for each in collecting]
-            self._tasks.append(asyncio.create_task(forwarder.run()))
             self._tasks.append(asyncio.create_task(visits.run(pool, site.carry_out)))
-            worker = self._worker(pool, keyring)
+            worker = self._worker(pool, keyring, policy)
             self._tasks.append(asyncio.create_task(worker.run()))
             self._tasks.append(asyncio.create_task(files.run(pool)))
             if settings.metrics_port:
@@ -119,7 +116,7 @@ class Inbound:
             visits.close()
             files.close()
 
-    def _worker(self, pool: postgres.Pool, keyring: Keyring) -> Worker:
+    def _worker(self, pool: postgres.Pool, keyring: Keyring, policy: MailPolicy) -> Worker:
         settings = self.settings.inbound
         rules = bounces.Rules(
             soft_bounce_threshold=settings.soft_bounce_threshold,
@@ -129,7 +126,9 @@ class Inbound:
             unsubscribe_copy_to=self.settings.mail.list_unsubscribe_to,
         )
         keys = handling.Keys(keyring.derive("return-path"), keyring.derive("unsubscribe"))
-        return Worker(pool, keys, rules, self._tell, keep_days=settings.keep_days, admin_address=settings.admin_address)
+        return Worker(
+            pool, keys, rules, self._tell, keep_days=settings.keep_days, admin_address=settings.admin_address, forwards=policy.forwards
+        )
 
     def _files(self) -> FeedbackFiles:
         accounting = self.settings.accounting

@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from config import load
 from config.keys import Keyring
 from config.settings import Settings
 from domain import return_path
@@ -19,6 +20,7 @@ from domain.errors import Unavailable
 from domain.forwarding import ROLES, Routes, read_rewritten, why_not
 from inbound.content import ADDRESS, header_of
 from inbound.door import Policy
+from inbound.forwarding import Forwards
 from store import forwarding, inbound, postgres
 from store.postgres import PooledConnection
 
@@ -46,15 +48,15 @@ class MailPolicy(Policy):
     """What is ours, as the store says it. `complaints` are local parts that complaints are sent to, besides abuse@."""
 
     def __init__(
-        self, pool: postgres.Pool, keyring: Keyring, relay_domains: Iterable[str], complaints: frozenset[str] = frozenset()
-    ) -> None:
+        self, pool: postgres.Pool, keyring: Keyring, relay_domains: Iterable[str], complaints: frozenset[str] = frozenset(),
+        hostname: str = "localhost",
+    ) -> None:  # fmt: skip
         self._pool = pool
         self._keys = {
             return_path.BOUNCE: keyring.derive("return-path"),
             return_path.UNSUBSCRIBE: keyring.derive("unsubscribe"),
         }
-        self.srs_key = keyring.derive("srs")
-        self.installation = keyring.fingerprint
+        self.forwards = Forwards(keyring, hostname)
         self._own_domains = frozenset(domain.lower() for domain in relay_domains)
         self._domains = self._own_domains
         self._addresses: frozenset[str] = frozenset()
@@ -69,7 +71,7 @@ class MailPolicy(Policy):
         mail = settings.mail
         given = [each.rpartition("@")[0].lower() for each in (mail.complaints_to, mail.cfbl_address) if each]
         domains = filter(None, (*settings.inbound.relay_domains, mail.sender_domain, mail.catch_all_domain))
-        return cls(pool, keyring, domains, frozenset(given))
+        return cls(pool, keyring, domains, frozenset(given), load.node_name(settings))
 
     async def refresh(self) -> None:
         """Read domains and forwarding anew. Raises Unavailable; then what was known before stays."""
@@ -97,7 +99,7 @@ class MailPolicy(Policy):
 
     def _is_known(self, address: str, local: str) -> bool:
         if local.startswith("srs0="):
-            return read_rewritten(self.srs_key, address, today()) is not None
+            return read_rewritten(self.forwards.srs_key, address, today()) is not None
         if local in ROLES - {"root"} or local in self._complaints or address.lower() in self._addresses:
             return True
         return self.routes.target(address)[0] != ""
@@ -143,9 +145,12 @@ class MailPolicy(Policy):
         if not target or target in targets:
             return
         targets.add(target)
-        reason = why_not(content, mail_from, duty=duty, installation=self.installation)
-        if not reason and not await forwarding.enqueue(conn, number, target, timeout_seconds=STORE_TIMEOUT_SECONDS):
-            reason = f"{forwarding.MAX_WAITING} mails wait to be forwarded already"
+        reason = why_not(content, mail_from, duty=duty, installation=self.forwards.installation)
+        if not reason:
+            rule: forwarding.Rule = "duty" if duty else "alias"
+            reason = await self.forwards.add(
+                conn, number, rule, target, recipient=received.recipient, mail_from=mail_from, raw=content
+            )  # fmt: skip
         if reason:
             log.info("a message is kept and not forwarded", id=number, recipient=received.recipient, reason=reason)
 

@@ -19,6 +19,7 @@ import structlog
 from domain import feedback
 from domain.bounce import shipped_rules
 from domain.errors import Invalid, Unavailable
+from inbound.forwarding import Forwards
 from inbound.handling import Keys, Verdict, judge
 from inbound.summary import Summary
 from inbound.triage_process import Question, TriageProcess, Unreadable
@@ -53,6 +54,7 @@ class Worker:
         *,
         keep_days: float = 30.0,
         admin_address: str = "",
+        forwards: Forwards | None = None,
         triage: TriageProcess | None = None,
     ) -> None:
         self.trouble = ""  # why nothing is read now, in words
@@ -64,6 +66,7 @@ class Worker:
         self._changed = changed
         self._keep_days = keep_days
         self._admin_address = admin_address
+        self._forwards = forwards
         self._triage = triage or TriageProcess()
         self._wake = asyncio.Event()
         self._one_by_one = 0  # so many messages are taken alone: one of them made us fail
@@ -192,7 +195,8 @@ class Worker:
                     campaign_id=path.campaign_id if path else None, number=path.number if path else None,
                 )
             )  # fmt: skip
-        await self._notify(conn, [each.id for each in settled if each.outcome in feedback.TROUBLESOME])
+        troublesome = {each.id for each in settled if each.outcome in feedback.TROUBLESOME}
+        await self._notify(conn, [message for message in waiting if message.id in troublesome])
         return settled
 
     def _judge(self, message: Waiting, answer: Summary | Unreadable) -> Verdict:
@@ -208,16 +212,20 @@ class Worker:
         flagged = Settled(id=message.id, kind="unreadable", outcome=feedback.UNREADABLE, reason=reason, reading={})
         async with transaction(self._pool, timeout_seconds=STORE_TIMEOUT_SECONDS) as conn:
             await received.settle(conn, [flagged], timeout_seconds=STORE_TIMEOUT_SECONDS)
-            await self._notify(conn, [message.id])
+            await self._notify(conn, [message])
         self.outcomes[flagged.kind, flagged.outcome] += 1
 
-    async def _notify(self, conn: PooledConnection, ids: list[int]) -> None:
+    async def _notify(self, conn: PooledConnection, mails: list[Waiting]) -> None:
         """Send what could not be processed to the administrator (69), a few an hour; all of it is counted in the status."""
-        if not self._admin_address or not ids:
+        if not self._admin_address or self._forwards is None or not mails:
             return
-        room = NOTICES_PER_HOUR - await received.forwarded_lately(conn, self._admin_address, 3600.0, timeout_seconds=STORE_TIMEOUT_SECONDS)
-        for message_id in ids[: max(0, room)]:
-            await forwarding.enqueue(conn, message_id, self._admin_address, timeout_seconds=STORE_TIMEOUT_SECONDS)
+        room = NOTICES_PER_HOUR - await forwarding.lately(conn, self._admin_address)
+        for mail in mails[: max(0, room)]:
+            reason = await self._forwards.add(
+                conn, mail.id, "notice", self._admin_address, recipient=mail.recipient, mail_from=mail.mail_from, raw=mail.raw
+            )
+            if reason:
+                log.warning("the administrator is not sent a message that could not be processed", id=mail.id, reason=reason)
 
     # --- refusals ---------------------------------------------------------------------------------------------------------------
 
@@ -231,6 +239,7 @@ class Worker:
 
     async def _prune(self) -> int:
         async with transaction(self._pool, timeout_seconds=STORE_TIMEOUT_SECONDS) as conn:
+            await forwarding.prune(conn)
             return await received.prune(conn, self._keep_days, PRUNED_AT_ONCE, timeout_seconds=STORE_TIMEOUT_SECONDS)
 
     async def _tell(self, changes: Changes) -> None:

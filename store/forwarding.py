@@ -1,4 +1,4 @@
-"""Forwarding of received mail: the rules, one row for the whole system, and the queue of what is still to go out."""
+"""Forwarding of received mail: the rules, one row for the whole system, and what was sent on by them, each as a message (`messages`)."""
 
 from datetime import datetime
 from typing import Literal
@@ -6,12 +6,14 @@ from typing import Literal
 import msgspec
 
 from domain.forwarding import Routes, parse_aliases
+from store import messages
 from store.postgres import PooledConnection
 
-State = Literal["waiting", "sent", "failed"]
+Rule = Literal["duty", "alias", "notice"]  # why a mail is sent on; a notice is one that could not be processed
 
-KEPT_DAYS = 30  # of what was settled
-MAX_WAITING = 10_000  # mails in the queue; the rest is kept and not forwarded
+FAILED = "failed"  # besides the states of recipients: it was not queued
+KEPT_DAYS = 30
+MAX_PER_HOUR = 10_000  # the rest is kept and not sent on
 
 
 class Forwarding(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,31 +31,21 @@ class Forwarding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ForwardShown(msgspec.Struct, frozen=True, kw_only=True):
-    """One mail of the queue, as it is shown. `inbound_id` is the received message; `reply` the last word about it."""
+    """One mail that was sent on. `inbound_id` is the received message, `message_id` what it became, null where it was not queued.
+
+    `state`, `attempts` and `reply`, the last word about it, are those of that message's recipient.
+    """
 
     id: int
     inbound_id: int
+    rule: str
     target: str
-    state: State
+    message_id: int | None
+    state: str
     attempts: int
-    due_at: datetime
+    next_attempt_at: datetime | None
     created_at: datetime
-    finished_at: datetime | None
     reply: str
-
-
-class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """One mail to send on. `attempts` counts this one, too."""
-
-    id: int
-    inbound_id: int
-    target: str
-    attempts: int
-    created_at: datetime
-    mail_from: str
-    recipient: str
-    received_at: datetime
-    raw: bytes
 
 
 async def get(conn: PooledConnection) -> Forwarding:
@@ -76,60 +68,50 @@ async def put(conn: PooledConnection, rules: Forwarding) -> Forwarding:
     return await get(conn)
 
 
-async def enqueue(conn: PooledConnection, inbound_id: int, target: str, *, timeout_seconds: float) -> bool:
-    """Queue a kept mail for `target`, in the transaction that keeps it. False: the queue is full."""
-    done = await conn.execute(
-        "insert into forwards (inbound_id, target) select $1, $2 "
-        f"where (select count(*) from (select from forwards where state = 'waiting' limit {MAX_WAITING}) w) < {MAX_WAITING}",
+async def add(conn: PooledConnection, inbound_id: int, rule: Rule, target: str, message_id: int | None, reason: str) -> None:
+    """Note that a kept mail is sent on as a message, or why it is not."""
+    await conn.execute(
+        "insert into forwards (inbound_id, rule, target, message_id, reason) values ($1, $2, $3, $4, $5)",
         inbound_id,
+        rule,
         target,
-        timeout=timeout_seconds,
+        message_id,
+        reason,
     )
-    return done != "INSERT 0 0"
+
+
+async def lately(conn: PooledConnection, target: str | None = None) -> int:
+    """How many were sent on in the last hour (to `target`), counted up to `MAX_PER_HOUR`."""
+    return int(
+        await conn.fetchval(
+            "select count(*) from (select from forwards where created_at > now() - interval '1 hour' "
+            "and ($1::text is null or target = $1) limit $2) f",
+            target,
+            MAX_PER_HOUR,
+        )
+    )
 
 
 async def page(conn: PooledConnection, before: int | None, limit: int) -> list[ForwardShown]:
-    """The queue and what became of it, newest first."""
+    """What was sent on and what became of it, newest first."""
     rows = await conn.fetch(
-        "select id, inbound_id, target, state, attempts, due_at, created_at, finished_at, reply from forwards "
-        "where $1::bigint is null or id < $1 order by id desc limit $2",
+        "select f.id, f.inbound_id, f.rule, f.target, f.message_id, f.created_at, f.reason, m.campaign_id, m.first_number "
+        "from forwards f left join messages m on m.id = f.message_id where $1::bigint is null or f.id < $1 order by f.id desc limit $2",
         before,
         limit,
     )
-    return [ForwardShown(**dict(row)) for row in rows]
-
-
-async def claim(conn: PooledConnection, limit: int, lease_seconds: float) -> list[Forward]:
-    """Take due mails for this process; who does not settle one within `lease_seconds` leaves it to the next."""
-    await conn.execute(
-        "update forwards f set state = 'failed', finished_at = now(), reply = 'the message is no longer kept' "
-        "where f.state = 'waiting' and f.due_at <= now() and not exists (select from inbound_messages m where m.id = f.inbound_id)"
-    )
-    rows = await conn.fetch(
-        "with taken as (update forwards set attempts = attempts + 1, due_at = now() + make_interval(secs => $2) where id in ("
-        "select id from forwards where state = 'waiting' and due_at <= now() order by due_at limit $1 for update skip locked) "
-        "returning id, inbound_id, target, attempts, created_at) "
-        "select t.*, m.mail_from, m.recipient, m.received_at, m.raw from taken t join inbound_messages m on m.id = t.inbound_id "
-        "order by t.id",
-        limit,
-        lease_seconds,
-    )
-    return [Forward(**dict(row)) for row in rows]
-
-
-async def settle(conn: PooledConnection, forward_id: int, reply: str, *, sent: bool, again_in_seconds: float | None) -> None:
-    """Write what became of one: sent, to be tried again, or (`again_in_seconds` None and not sent) failed for good."""
-    await conn.execute(
-        "update forwards set reply = $2, state = case when $3 then 'sent' when $4::float8 is null then 'failed' else 'waiting' end, "
-        "due_at = now() + make_interval(secs => coalesce($4, 0)), "
-        "finished_at = case when $3 or $4 is null then now() end where id = $1",
-        forward_id,
-        reply,
-        sent,
-        again_in_seconds,
-    )
+    shown = []
+    for row in rows:
+        found = await messages.standing(conn, row["campaign_id"], row["first_number"]) if row["campaign_id"] else None
+        fields = {name: row[name] for name in ("id", "inbound_id", "rule", "target", "message_id", "created_at")}
+        if found is None:
+            fields |= {"state": FAILED, "attempts": 0, "next_attempt_at": None, "reply": row["reason"]}
+        else:
+            fields |= {"reply": found.diagnostic, **{name: getattr(found, name) for name in ("state", "attempts", "next_attempt_at")}}
+        shown.append(ForwardShown(**fields))
+    return shown
 
 
 async def prune(conn: PooledConnection) -> None:
-    """Forget what was settled long ago."""
-    await conn.execute("delete from forwards where state <> 'waiting' and finished_at < now() - make_interval(days => $1)", KEPT_DAYS)
+    """Forget what was sent on long ago."""
+    await conn.execute("delete from forwards where created_at < now() - make_interval(days => $1)", KEPT_DAYS)

@@ -42,6 +42,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     preheader: str = ""
     amp: str = ""
     attachments: tuple[Attachment, ...] = ()
+    mail_from: str | None = None
+    sign: bool = True
 
 
 class Copy(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,23 +286,32 @@ async def outcomes(conn: PooledConnection, message: Message) -> dict[str, int]:
 
 async def recipients(conn: PooledConnection, message: Message, after: int, limit: int) -> list[RecipientState]:
     """Its recipients by number, behind number `after` of the stream."""
+    return await _standing(conn, message.campaign_id, max(message.first_number, after + 1), message.last_number, limit)
+
+
+async def standing(conn: PooledConnection, campaign_id: int, number: int) -> RecipientState | None:
+    """Where one recipient of a stream stands."""
+    found = await _standing(conn, campaign_id, number, number, 1)
+    return found[0] if found else None
+
+
+async def _standing(conn: PooledConnection, campaign_id: int, first: int, last: int, limit: int) -> list[RecipientState]:
     async with conn.transaction(readonly=True):
         await conn.execute("set local enable_seqscan = off")
         rows = await conn.fetch(
-            "select r.number, r.email, t.due_at, (r.data -> $5::text)::text as metadata, "
+            "select r.number, r.email, t.due_at, (r.data -> $4::text)::text as metadata, "
             "l.kind, l.status, l.category, l.diagnostic, l.at, l.attempts "
             "from recipients r left join retries t on t.campaign_id = $1 and t.number = r.number "
-            "left join lateral (select (array_agg(a.kind::text order by a.kind::text = any($6) desc, a.at desc))[1] as kind, "
-            "(array_agg(a.status order by a.kind::text = any($6) desc, a.at desc))[1] as status, "
-            "(array_agg(a.category order by a.kind::text = any($6) desc, a.at desc))[1] as category, "
-            "(array_agg(a.diagnostic order by a.kind::text = any($6) desc, a.at desc))[1] as diagnostic, "
+            "left join lateral (select (array_agg(a.kind::text order by a.kind::text = any($5) desc, a.at desc))[1] as kind, "
+            "(array_agg(a.status order by a.kind::text = any($5) desc, a.at desc))[1] as status, "
+            "(array_agg(a.category order by a.kind::text = any($5) desc, a.at desc))[1] as category, "
+            "(array_agg(a.diagnostic order by a.kind::text = any($5) desc, a.at desc))[1] as diagnostic, "
             "max(a.at) as at, coalesce(max(a.attempt), 0) as attempts from accounting a "
             "where a.campaign_id = $1 and a.number = r.number) l on true "
-            "where r.campaign_id = $1 and r.number between greatest($2::int, $3::int) and $4::int order by r.number limit $7",
-            message.campaign_id,
-            message.first_number,
-            after + 1,
-            message.last_number,
+            "where r.campaign_id = $1 and r.number between $2::int and $3::int order by r.number limit $6",
+            campaign_id,
+            first,
+            last,
             METADATA_KEY,
             list(_TERMINAL),
             limit,

@@ -99,26 +99,13 @@ async def settle(conn: PooledConnection, settled: Sequence[Settled], *, timeout_
 async def prune(conn: PooledConnection, keep_days: float, limit: int, *, timeout_seconds: float) -> int:
     """Remove messages that were handled longer ago; what is read from them stays in `feedback`. Returns how many."""
     done = await conn.execute(
-        "delete from inbound_messages where id in (select id from inbound_messages m where handled_at < now() - make_interval(secs => $1) "
-        "and not exists (select from forwards f where f.inbound_id = m.id and f.state = 'waiting') "
+        "delete from inbound_messages where id in (select id from inbound_messages where handled_at < now() - make_interval(secs => $1) "
         "order by handled_at limit $2 for update skip locked)",
         keep_days * 86400,
         limit,
         timeout=timeout_seconds,
     )
     return int(done.rpartition(" ")[2])
-
-
-async def forwarded_lately(conn: PooledConnection, target: str, seconds: float, *, timeout_seconds: float) -> int:
-    """How many messages were queued for `target` in the last `seconds`."""
-    return int(
-        await conn.fetchval(
-            "select count(*) from forwards where target = $1 and created_at > now() - make_interval(secs => $2)",
-            target,
-            seconds,
-            timeout=timeout_seconds,
-        )
-    )
 
 
 # --- what people ask ----------------------------------------------------------------------------------------------------------------

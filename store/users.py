@@ -163,6 +163,15 @@ async def find_key(conn: PooledConnection, prefix: str) -> KeyOwner | None:
     return None if row is None else KeyOwner(*row)
 
 
+async def admin_id(conn: PooledConnection) -> int:
+    """The user `admin`, made where there is none yet; in a transaction, in which nobody else makes one."""
+    found = await conn.fetchval("select id from users where name = $1", ADMIN_NAME)
+    if found is None:
+        await conn.execute("select pg_advisory_xact_lock($1)", _LOCK_ADMIN)
+        found = await conn.fetchval("select id from users where name = $1", ADMIN_NAME)
+    return int(found) if found is not None else (await create_user(conn, ADMIN_NAME)).id
+
+
 async def ensure_admin(pool: Pool, path: Path, given: str = "") -> str:
     """Make sure there is a user `admin` with a working admin key, and return that key's text.
 
@@ -183,9 +192,7 @@ async def ensure_admin(pool: Pool, path: Path, given: str = "") -> str:
         prefix = prefix_of(text)
     async with transaction(pool) as conn:
         await conn.execute("select pg_advisory_xact_lock($1)", _LOCK_ADMIN)
-        user_id = await conn.fetchval("select id from users where name = $1", ADMIN_NAME)
-        if user_id is None:
-            user_id = (await create_user(conn, ADMIN_NAME)).id
+        user_id = await admin_id(conn)
         stored = await conn.fetchrow("select user_id, hash, scope from api_keys where prefix = $1", prefix)
         if stored is None:
             await conn.execute(

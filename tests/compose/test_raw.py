@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compose.raw import Envelope, RawMessage, take
-from compose.signing import DkimSigner
+from compose.signing import DkimSigner, domains_of
 from config.settings import Mail
 from domain import return_path
 from domain.errors import Invalid
@@ -90,6 +90,16 @@ def test_it_is_signed_as_it_is_and_only_once_for_all() -> None:
     assert answer.wire.endswith(FIELDS + b"\r\n" + BODY)
     assert answer.dotted == answer.wire.replace(b"\r\n.", b"\r\n..")
     assert list(verdicts(answer.wire, records("sel"))) == [True]
+
+
+def test_mail_that_others_wrote_goes_out_under_the_sender_it_is_given() -> None:
+    for sender in ("SRS0=hash=day=people.example=ann@bounce.example", ""):
+        content = msgspec.structs.replace(CONTENT, raw=b"Subject: Hi\r\n\r\n", from_email="", mail_from=sender, sign=False)
+        assert domains_of(content, SERVER) == []
+        message = RawMessage(content, msgspec.structs.replace(SERVER, enforced_from="us@garden.example"), KEYRING)
+        [answer] = message.build([recipient()], composed_at=COMPOSED_AT, attempt=1)
+        assert isinstance(answer, Envelope)
+        assert (answer.mail_from, answer.wire) == (sender.encode(), content.raw)
 
 
 def test_the_rules_for_from_addresses_hold() -> None:

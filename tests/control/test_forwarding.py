@@ -4,7 +4,10 @@ import json
 import subprocess
 from collections.abc import Callable
 
-from store.postgres import Pool
+from config.keys import Keyring
+from inbound.forwarding import Forwards
+from store import forwarding
+from store.postgres import Pool, transaction
 from tests.control.conftest import Client
 from tests.control.test_cli import answer, sluice  # noqa: F401
 
@@ -50,15 +53,23 @@ async def test_rules_are_for_administrators_and_need_a_server_that_exists(admin:
     await admin.refused(404, "PUT", "/forwarding", json={"delivery_server_id": 0})
 
 
-async def test_the_queue_says_what_became_of_each_mail(admin: Client, pool: Pool) -> None:
-    await pool.execute(
-        "insert into forwards (inbound_id, target, state, reply) select n, 'a@b.example', case when n = 1 then 'sent' else 'waiting' end, "
-        "'250 ok' from generate_series(1, 3) n"
-    )
+async def test_the_queue_says_what_became_of_each_mail(admin: Client, ada: Client, pool: Pool) -> None:
+    await ada.ok("POST", "/delivery-servers", json={"name": "out", "host": "127.0.0.1"})
+    forwards = Forwards(Keyring(bytes(32)), "mx.example")
+    async with transaction(pool) as conn:
+        await forwarding.add(conn, 1, "alias", "a@b.example", None, "no way out")
+        for number in (2, 3):
+            reason = await forwards.add(
+                conn, number, "alias", "a@b.example", recipient="reply@news.example", mail_from="ann@people.example", raw=b"Hi: x\r\n\r\n"
+            )
+            assert reason == ""
     first = await admin.ok("GET", "/forwarding/queue?limit=2")
     assert [each["inbound_id"] for each in first["items"]] == [3, 2]
     rest = await admin.ok("GET", f"/forwarding/queue?limit=2&before={first['next']}")
-    assert [(each["state"], each["reply"]) for each in rest["items"]] == [("sent", "250 ok")]
+    assert [(each["state"], each["reply"], each["message_id"]) for each in rest["items"]] == [("failed", "no way out", None)]
+    assert {(each["rule"], each["state"], each["attempts"]) for each in first["items"]} == {("alias", "queued", 0)}
+    made = await admin.ok("GET", f"/messages/{first['items'][0]['message_id']}")
+    assert made["name"] == "forward of received message 3"
     assert rest["next"] is None
 
 

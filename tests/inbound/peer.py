@@ -67,7 +67,7 @@ class Server:
     """The listener under test, on a store."""
 
     def __init__(self, pool: Pool, world: World, patience: Patience = QUICK, connections: int = 200, **options: Any) -> None:
-        self.policy = MailPolicy(pool, world.keyring, ("relay.example",))
+        self.policy = MailPolicy(pool, world.keyring, ("relay.example",), hostname="mx.mailer.example")
         door = Door("mx.mailer.example", LIMIT)._replace(**options)
         self.listener = Listener(self.policy, Limits(connections, patience), door, host="127.0.0.1", port=0)
         self.clients: list[Client] = []

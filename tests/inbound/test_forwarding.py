@@ -1,21 +1,24 @@
 """Forwarding end to end: what people write to our domains is kept and sent on in one step, and never in a circle."""
 
-import asyncio
+import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from compose.signing import DkimSigner
 from domain.forwarding import MARKER, read_rewritten
-from inbound.forwarding import Forwarder
 from inbound.policy import today
-from store import forwarding, postgres
-from store.forwarding import Forwarding
+from store import forwarding, postgres, users
+from store.forwarding import Forwarding, ForwardShown
 from store.postgres import Pool
+from tests.compose.test_signing import records, signing_key
 from tests.inbound.conftest import World
 from tests.inbound.peer import Server, serving, stored
-from tests.machine import Machine, machine
+from tests.machine import Machine, machine, until
+from tests.reference.dkim_verdicts import verdicts
 
 MAIL = b"From: Ada <ada@reader.example>\r\nTo: News <reply@bounce.mailer.example>\r\nSubject: Re: News\r\n\r\nHello there\r\n"
 RULES = "reply@bounce.mailer.example:support@ours.example\n*@relay.example:rest@ours.example\n"
@@ -50,47 +53,71 @@ async def deliver(server: Server, recipient: str, mail: bytes = MAIL, sender: st
 
 
 async def queue(pool: Pool) -> list[tuple[str, str]]:
-    return [(row["target"], row["state"]) for row in await pool.fetch("select target, state from forwards order by id")]
+    return [(row["target"], row["rule"]) for row in await pool.fetch("select target, rule from forwards order by id")]
 
 
-async def arrived(sinks: Machine, count: int) -> list[dict[str, Any]]:
-    """The sink's mail, newest first, when there is so much."""
-    async with asyncio.timeout(20):
-        while True:
-            found: list[dict[str, Any]] = (await sinks.sink_json("/api/v1/messages"))["messages"]
-            if len(found) >= count:
-                return found
-            await asyncio.sleep(0.05)
+async def shown(pool: Pool) -> list[ForwardShown]:
+    """What the operator sees, newest first."""
+    async with pool.acquire() as conn:
+        return await forwarding.page(conn, None, 100)
 
 
-async def test_a_reply_is_kept_and_sent_on_under_a_sender_of_ours(pool: Pool, world: World, server: Server, sinks: Machine) -> None:
-    await sinks.sink()
-    await pool.execute("update delivery_servers set port = $1", sinks.sink_port)
-    await set_rules(pool, server)
-    assert (await deliver(server, "Reply@bounce.mailer.example")).startswith("250")
-    assert await queue(pool) == [("support@ours.example", "waiting")]
-    forwarder = Forwarder(pool, server.policy, world.keyring, "mx.mailer.example")
-    assert await forwarder.work()
-    assert not await forwarder.work()
-    assert await queue(pool) == [("support@ours.example", "sent")]
-    [message] = await arrived(sinks, 1)
+async def test_a_reply_is_kept_and_an_engine_sends_it_on_under_a_sender_of_ours(
+    pool: Pool, world: World, server: Server, sinks: Machine
+) -> None:
+    script = sinks.directory / "script.toml"
+    script.write_text('[[rule]]\nrecipient = "gone@*"\nreply = "550 5.1.1 Nobody here"\n')
+    await sinks.sink("--script", str(script))
+    await pool.execute("update delivery_servers set port = $1, enforced_from = 'us@mailer.example'", sinks.sink_port)
+    aliases = "gone@relay.example:gone@ours.example\nleft@relay.example:left@ours.example\n"
+    await set_rules(pool, server, RULES.partition("\n")[0] + "\n" + aliases)
+    signed = dkim_signed(MAIL)
+    assert (await deliver(server, "Reply@bounce.mailer.example", signed)).startswith("250")
+    assert (await deliver(server, "gone@relay.example")).startswith("250")
+    async with postgres.transaction(pool) as conn:
+        admin = await users.admin_id(conn)
+    await pool.execute("insert into suppressions (user_id, email_key, reason) values ($1, 'left@ours.example', 'manual')", admin)
+    assert (await deliver(server, "left@relay.example")).startswith("250")
+    assert [(each.target, each.rule, each.state) for each in await shown(pool)] == [
+        ("left@ours.example", "alias", "queued"), ("gone@ours.example", "alias", "queued"), ("support@ours.example", "alias", "queued"),
+    ]  # fmt: skip
+    await sinks.engine(SLUICE_SECRETS_KEY=bytes(range(32)).hex())
+
+    async def settled() -> list[ForwardShown]:
+        found = await shown(pool)
+        return found if all(each.state != "queued" for each in found) else []
+
+    left, gone, sent = await until(settled, "three ends", 20, sinks)
+    assert (left.state, left.reply) == ("suppressed", "suppressed address")
+    assert (gone.state, gone.attempts, sent.state, sent.attempts) == ("bounced", 1, "delivered", 1)
+    assert "550 5.1.1 Nobody here" in gone.reply
+    assert sent.reply.startswith("250")
+    [message] = (await sinks.sink_json("/api/v1/messages"))["messages"]
     sender = message["mail_from"]
     assert sender.startswith("SRS0=")
     assert sender.endswith("@bounce.mailer.example")
-    assert read_rewritten(server.policy.srs_key, sender, today()) == "ada@reader.example"
+    assert read_rewritten(server.policy.forwards.srs_key, sender, today()) == "ada@reader.example"
     assert message["recipients"] == ["support@ours.example"]
     source = await sinks.sink_bytes(f"/api/v1/messages/{message['id']}/source")
-    assert source.endswith(MAIL)
-    assert source.startswith(b"Received: by mx.mailer.example (Sluice) id ")
-    assert f"\r\n{MARKER}: {world.keyring.fingerprint}\r\n".encode() in source
+    trace = source.removesuffix(signed)
+    assert re.fullmatch(rb"Received: by mx\.mailer\.example \(Sluice\) id \d+;\r\n [^\r\n]+\r\nX-Sluice-Forwarded: [^\r\n]+\r\n", trace)
+    assert f"\r\n{MARKER}: {world.keyring.fingerprint}\r\n".encode() in trace
+    assert list(verdicts(source, records("sel"))) == [True]
 
     # The same mail comes back, as it was sent on: it stays here
     assert (await deliver(server, "reply@bounce.mailer.example", source)).startswith("250")
     # A bounce of it ends here, too, and one that nobody was told about is refused
     assert (await deliver(server, sender, sender="")).startswith("250")
     assert (await deliver(server, sender.replace("ada@", "eve@").replace("=ada", "=eve"), sender="")).startswith("550 5.1.1")
-    assert len(await stored(pool)) == 3
-    assert len(await queue(pool)) == 1
+    assert len(await stored(pool)) == 5
+    assert len(await queue(pool)) == 3
+
+
+def dkim_signed(mail: bytes) -> bytes:
+    """As its author's system signed it."""
+    made = DkimSigner([signing_key("sel")]).sign([mail], int(time.time()))[0]
+    assert isinstance(made, bytes)
+    return made
 
 
 async def test_who_gets_what(pool: Pool, world: World, server: Server) -> None:
@@ -140,36 +167,22 @@ async def test_automatic_mail_and_loops_stay_here(pool: Pool, world: World, serv
     assert (await deliver(server, "reply@bounce.mailer.example", looped)).startswith("554 5.4.6")
 
 
-async def test_what_is_refused_for_good_is_given_up_and_the_rest_is_tried_again(
-    pool: Pool, world: World, server: Server, sinks: Machine
-) -> None:
+async def test_without_a_way_out_or_past_the_bound_the_mail_is_kept_and_that_is_shown(pool: Pool, world: World, server: Server) -> None:
     await set_rules(pool, server)
-    forwarder = Forwarder(pool, server.policy, world.keyring, "mx.mailer.example")
-    assert (await deliver(server, "reply@bounce.mailer.example")).startswith("250")
-    await pool.execute("update delivery_servers set port = 1")
-    await forwarder.work()
-    [row] = await pool.fetch("select state, attempts, reply, due_at > now() + interval '50 seconds' as later from forwards")
-    assert (row["state"], row["attempts"], row["later"]) == ("waiting", 1, True)
-    assert "127.0.0.1:1" in row["reply"]
-    assert not await forwarder.work()  # not due
-    script = sinks.directory / "script.toml"
-    script.write_text('[[rule]]\nrecipient = "support@*"\nreply = "550 5.1.1 Nobody here"\n')
-    await sinks.sink("--script", str(script))
-    await pool.execute("update delivery_servers set port = $1", sinks.sink_port)
-    await pool.execute("update forwards set due_at = now()")
-    await forwarder.work()
-    [row] = await pool.fetch("select state, attempts, reply from forwards")
-    assert (row["state"], row["attempts"]) == ("failed", 2), row["reply"]
-    assert "550" in row["reply"]
     await pool.execute("update delivery_servers set enabled = false")
     assert (await deliver(server, "reply@bounce.mailer.example")).startswith("250")
-    await forwarder.work()
-    assert await pool.fetchval("select reply from forwards where state = 'waiting'") == "there is no delivery server that is enabled"
-
-
-async def test_a_full_queue_keeps_the_mail(pool: Pool, world: World, server: Server) -> None:
-    await set_rules(pool, server)
-    await pool.execute("insert into forwards (inbound_id, target) select 0, 'a@b.example' from generate_series(1, 10000)")
+    [one] = await shown(pool)
+    assert (one.state, one.reply, one.message_id) == ("failed", "there is no delivery server that is enabled", None)
+    await pool.execute("insert into forwards (inbound_id, target, reason) select 0, 'a@b.example', '' from generate_series(2, 10000)")
     assert (await deliver(server, "reply@bounce.mailer.example")).startswith("250")
-    assert len(await stored(pool)) == 1
+    assert len(await stored(pool)) == 2
     assert await pool.fetchval("select count(*) from forwards") == 10_000
+
+
+async def test_nothing_is_queued_unless_the_mail_is_kept(pool: Pool, world: World, server: Server) -> None:
+    await set_rules(pool, server)
+    await pool.execute("alter table messages rename to elsewhere")
+    assert not (await deliver(server, "reply@bounce.mailer.example")).startswith("250")
+    await pool.execute("alter table elsewhere rename to messages")
+    assert await stored(pool) == []
+    assert await queue(pool) == []

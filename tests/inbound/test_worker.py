@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from domain.bounce_patterns import Pattern
+from inbound.forwarding import Forwards
 from inbound.triage_process import TriageProcess
 from inbound.worker import Worker
 from store import bounce_patterns, inbound
@@ -26,7 +27,8 @@ class Office:
         self.world = world
         self.triage = triage
         self.told: list[str] = []
-        self.worker = Worker(pool, world.keys, rules, self._changed, triage=triage, **options)
+        forwards = Forwards(world.keyring, "mx.mailer.example")
+        self.worker = Worker(pool, world.keys, rules, self._changed, triage=triage, forwards=forwards, **options)
 
     async def _changed(self, what: str) -> None:
         self.told.append(what)
@@ -274,8 +276,8 @@ async def test_mail_that_takes_too_much_is_kept_flagged_and_sent_to_the_administ
     assert "processor time" in rows[1]["reason"]
     assert bytes(rows[1]["raw"]) == slow
     assert triage.restarts == 2
-    assert [tuple(row) for row in await pool.fetch("select inbound_id, target from forwards order by id")] == [
-        (rows[1]["id"], "root@mailer.example"), (rows[2]["id"], "root@mailer.example"),
+    assert [tuple(row) for row in await pool.fetch("select inbound_id, target, rule from forwards order by id")] == [
+        (rows[1]["id"], "root@mailer.example", "notice"), (rows[2]["id"], "root@mailer.example", "notice"),
     ]  # fmt: skip
 
 
@@ -334,10 +336,12 @@ async def test_the_administrator_gets_ten_an_hour_and_old_mail_goes(pool: Pool, 
         assert {row["outcome"] for row in rows} == {"unproven"}
         assert await pool.fetchval("select count(*) from forwards") == 10
         await pool.execute("update inbound_messages set handled_at = now() - interval '2 days'")
-        await pool.execute("update forwards set state = 'sent' where inbound_id > $1", rows[1]["id"])
+        await pool.execute("update forwards set created_at = now() - interval '31 days' where inbound_id > $1", rows[1]["id"])
         again = Office(pool, world, Rules(), triage, keep_days=1.0)
         while await again.worker.once():
             pass
-        assert [row["id"] for row in await pool.fetch("select id from inbound_messages order by id")] == [rows[0]["id"], rows[1]["id"]]
+        assert await pool.fetchval("select count(*) from inbound_messages") == 0  # what is sent on has a copy of its own
+        assert [bytes(row["raw"]).endswith(forged) for row in await pool.fetch("select raw from message_parts")] == [True] * 10
+        assert await pool.fetchval("select count(*) from forwards") == 2
     finally:
         await triage.close()
