@@ -205,14 +205,14 @@ class Kit:
             try:
                 async with asyncio.timeout(min(CASE_SECONDS, left)):
                     await self._once(case)
-            except (OSError, EOFError, TimeoutError):
+            except (OSError, EOFError, TimeoutError, RuntimeError):  # uvloop says of a transport that is gone by RuntimeError
                 pass
             self.rounds[case.__name__] += 1
 
     async def _once(self, case: Case) -> None:
         try:
             reader, writer = await asyncio.open_connection(*self._place)
-        except OSError:
+        except (OSError, RuntimeError):
             self.refused += 1
             await asyncio.sleep(0.05)
             return

@@ -99,7 +99,7 @@ async def test_whatever_happens_before_the_first_recipient_costs_no_recipient_an
             peers[name] = await stack.enter_async_context(Peer(offers, script=script, context=certificate))
         engine = await machine.engine()
         campaigns = {name: await begin(machine, pool, name, peer, secure=name in WITH_TLS) for name, peer in peers.items()}
-        await end_of(pool, list(campaigns.values()), 40.0)
+        await end_of(pool, list(campaigns.values()), 120.0)
         words = await sentences(pool, machine.environment["SLUICE_REDIS_URL"])
         for name, peer in peers.items():
             found = await verdict(pool, campaigns[name], taken(peer), words[f"{name.replace(' ', '-').lower()} data"])
@@ -146,7 +146,7 @@ async def test_what_only_an_operator_can_mend_is_said_and_tried_once_and_recipie
         peers["wrong password"].script = {}
         await pool.execute("update delivery_servers set version = version + 1 where name like 'wrong-password%'")
         await pool.execute("update egress_version set version = version + 1")
-        await end_of(pool, [campaigns["wrong password"]], 20.0)
+        await end_of(pool, [campaigns["wrong password"]], 90.0)
         nobody_noticed(await verdict(pool, campaigns["wrong password"], taken(peers["wrong password"])), "wrong password")
 
 
@@ -168,7 +168,7 @@ async def test_a_server_that_ends_every_connection_is_neither_hammered_nor_costs
         for peer in peers.values():
             assert 2 <= len(peer.chunks) <= 8, "connections in about five seconds"
             peer.script = {}
-        await end_of(pool, list(campaigns.values()), 20.0)
+        await end_of(pool, list(campaigns.values()), 90.0)
         for stage, peer in peers.items():
             nobody_noticed(await verdict(pool, campaigns[stage], taken(peer)), stage)
         assert await pool.fetchval("select max(attempt) from accounting") == 1
