@@ -250,11 +250,15 @@ class AccountingFiles:
         self._store(_Checkpoint(cursor.segment, cursor.offset, [(self._file, self._size)] if self._file else []))
 
     def _store(self, checkpoint: _Checkpoint) -> None:
-        path = self._journal.directory / CURSOR_NAME
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.write(msgspec.json.encode(checkpoint))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        write_checkpoint(self._journal.directory / CURSOR_NAME, checkpoint)
         self._checkpoint = checkpoint
+
+
+def write_checkpoint(path: Path, checkpoint: msgspec.Struct) -> None:
+    """Put `checkpoint` in place of the file at `path` as JSON: whoever reads it finds the old one or the new one, whole."""
+    fresh = path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        file.write(msgspec.json.encode(checkpoint))
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -21,7 +21,7 @@ import msgspec
 
 from domain.errors import JournalError
 from ext.accounting_lines import csv_line, status_text
-from journal.accounting_files import next_file
+from journal.accounting_files import next_file, write_checkpoint
 from journal.segments import JournalOwned, take_lock
 from store import bounces
 from store.bounces import Written
@@ -186,13 +186,7 @@ class FeedbackFiles:
         output.size += len(data)
 
     def _store(self, checkpoint: _Checkpoint) -> None:
-        path = self._directory / CURSOR_NAME
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.write(msgspec.json.encode(checkpoint))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        write_checkpoint(self._directory / CURSOR_NAME, checkpoint)
         self._checkpoint = checkpoint
 
 

@@ -15,6 +15,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 
+from bench.relays import MASTER
 from compose.verifying import verdicts as plain
 from store.postgres import Pool
 from tests.compose.test_campaign import COMPOSED_AT, recipient
@@ -35,26 +36,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not POSTFIX or os.geteuid() != 0, reason="needs Postfix, and root to start an instance of its own"),
 ]
-
-MASTER = """\
-127.0.0.1:{port} inet n - n - - smtpd
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-tlsmgr unix - - n 1000? 1 tlsmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
-smtp unix - - n - - smtp
-relay unix - - n - - smtp
-error unix - - n - - error
-retry unix - - n - - error
-discard unix - - n - - discard
-anvil unix - - n - 1 anvil
-scache unix - - n - 1 scache
-postlog unix-dgram n - n - 1 postlogd
-"""
 
 MAIN = """\
 compatibility_level = 3.6
