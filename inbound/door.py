@@ -16,9 +16,9 @@ class Refused(Exception):
 
 
 class Policy:
-    """What the listener asks the rest of the process. `recipient` says whom an address belongs to, or how it is refused."""
+    """What the listener asks the rest of the process. `look_up` says whom an address belongs to, or how it is refused."""
 
-    def recipient(self, address: str) -> tuple[Any, str]:
+    async def look_up(self, address: str) -> tuple[Any, str]:
         """(what to keep with the message, "") or (None, a reply)."""
         raise NotImplementedError
 

@@ -4,6 +4,8 @@ The same for every way in: SMTP and LMTP (`session`), mailboxes, and the pipe. M
 forwarding, in one transaction; what it means is found out later.
 """
 
+import asyncio
+import contextlib
 import itertools
 import re
 import time
@@ -27,10 +29,12 @@ from store.postgres import PooledConnection
 log = structlog.get_logger(__name__)
 
 STORE_TIMEOUT_SECONDS: Final = 10.0
+LOOK_UP_SECONDS: Final = 0.1  # between two readings for addresses nobody knows, however many are asked for
 RETURN_PATH_DAYS: Final = 60  # reports come within days; later than this a stolen address is worth nothing
 MAX_FIELDS: Final = 20  # that are looked at in the header of a mail without an envelope, of each ...
 MAX_FIELD_BYTES: Final = 8192
 MAX_NAMED: Final = 200  # ... and so many addresses
+NOT_OURS: Final = "550 5.7.1 Relaying denied"
 
 _TOKEN = re.compile(r"[bu]-[a-z0-9]{20,}")  # has our form: signed by us, or forged
 _ENVELOPE_FIELD = re.compile(
@@ -62,6 +66,9 @@ class MailPolicy(Policy):
         self._addresses: frozenset[str] = frozenset()
         self._complaints = complaints
         self.routes = Routes(complaints=complaints)
+        self._reading = asyncio.Lock()
+        self._read_at = float("-inf")  # when the last reading began
+        self._is_stale = False  # the last reading failed
         self.kept = 0
         self.refused_at_store = 0
 
@@ -75,17 +82,38 @@ class MailPolicy(Policy):
 
     async def refresh(self) -> None:
         """Read domains and forwarding anew. Raises Unavailable; then what was known before stays."""
+        self._read_at, self._is_stale = time.monotonic(), True
         domains, addresses = await inbound.return_addresses(self._pool, timeout_seconds=STORE_TIMEOUT_SECONDS)
         async with postgres.connection(self._pool, timeout_seconds=STORE_TIMEOUT_SECONDS) as conn:
             found = await forwarding.get(conn)
         self._domains, self._addresses = self._own_domains | domains, addresses
         self.routes = found.routes(self._complaints)
+        self._is_stale = False
+
+    async def look_up(self, address: str) -> tuple[inbound.Received | None, str]:
+        """As `recipient`; who is not known (the domain of a new server, an alias) is looked for in the store before the refusal."""
+        received, reply = self.recipient(address)
+        match = ADDRESS.fullmatch(address)
+        if received is None and match is not None and (reply == NOT_OURS or not _TOKEN.fullmatch(match[1].lower())):  # forged stays forged
+            if not await self._read_since(time.monotonic()):
+                return None, "451 4.3.0 Cannot look this address up now, try again later"
+            received, reply = self.recipient(address)
+        return received, reply
+
+    async def _read_since(self, moment: float) -> bool:
+        """Whether all is known as the store says it after `moment`. One reading serves all who wait, a few in a second at most."""
+        async with self._reading:
+            if self._read_at < moment:
+                await asyncio.sleep(max(0.0, self._read_at + LOOK_UP_SECONDS - time.monotonic()))
+                with contextlib.suppress(Unavailable):
+                    await self.refresh()
+            return not self._is_stale
 
     def recipient(self, address: str) -> tuple[inbound.Received | None, str]:
         """What an address stands for, or the reply that refuses it."""
         match = ADDRESS.fullmatch(address)
         if match is None or match[2].lower() not in self._domains:
-            return None, "550 5.7.1 Relaying denied"
+            return None, NOT_OURS
         local = match[1].lower()
         address = f"{match[1]}@{match[2].lower()}"
         for prefix, key in self._keys.items():

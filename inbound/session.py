@@ -462,7 +462,7 @@ class _Hooks:
             except Invalid as error:
                 return f"553 5.1.3 The address {error.reason}"
         else:
-            recipient, reply = server._policy.recipient(address)
+            recipient, reply = await server._policy.look_up(address)
             if reply:
                 return reply
         if address not in envelope.rcpt_tos:

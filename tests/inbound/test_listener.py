@@ -157,9 +157,8 @@ async def test_forged_mutated_and_expired_return_paths_are_refused(server: Serve
     assert (await other.say(f"RCPT TO:<{world.return_path(days_ago=59).upper()}>")).startswith("250")
 
 
-async def test_a_new_mfrom_domain_is_taken_mail_for(server: Server, pool: Pool, world: World) -> None:
+async def test_a_new_mfrom_domain_is_taken_mail_for_at_once(server: Server, pool: Pool, world: World) -> None:
     await pool.execute("update delivery_servers set mfrom = 'returns@new.example'")
-    await server.policy.refresh()
     client = await server.greeted()
     await client.say("MAIL FROM:<>")
     assert (await client.say("RCPT TO:<Returns@new.example>")).startswith("250")
@@ -426,6 +425,8 @@ async def test_without_the_store_the_answer_is_451_and_nothing_is_half_stored(po
     try:
         client = await server.greeted()
         assert (await client.deliver(world.return_path())).startswith("451")
+        await client.say("MAIL FROM:<>")
+        assert (await client.say("RCPT TO:<postmaster@perhaps-new.example>")).startswith("451 4.3.0")
         assert await stored(pool) == []
     finally:
         await server.stop()
