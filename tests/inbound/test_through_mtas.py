@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
+from bench.relays import MASTER
 from store.postgres import Pool
 from tests.engine.test_campaign_end_to_end import completed
 from tests.engine.test_connect import make_certificate
 from tests.engine.test_signed_mail import SECRET, sources
-from tests.engine.test_signed_through_postfix import MAIN, MASTER, POSTFIX, Relay
+from tests.engine.test_signed_through_postfix import MAIN, POSTFIX, Relay
 from tests.machine import Machine, machine, until
 from tests.store import seed
 
