@@ -24,7 +24,7 @@ _PATIENCE_SECONDS: Final = 120.0
 _START_SECONDS: Final = 20.0
 _WARM_UP: Final = 100
 
-MASTER: Final = """\
+POSTFIX_MASTER: Final = """\
 127.0.0.1:{port} inet n - n - - smtpd
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -45,7 +45,7 @@ postlog unix-dgram n - n - 1 postlogd
 """
 
 # Postfix's own defaults but for where it lies and where it sends
-_MAIN: Final = """\
+POSTFIX_MAIN: Final = """\
 compatibility_level = 3.6
 queue_directory = {root}/queue
 data_directory = {root}/data
@@ -126,8 +126,8 @@ def postfix(root: Path, sink: int, *, signed: bool = False) -> Iterator[Relay]:
             processes.append(_opendkim(root, filter_port))
             _answers(filter_port, processes[0], "opendkim")
             more = f"smtpd_milters = inet:127.0.0.1:{filter_port}\nmilter_default_action = tempfail\n"
-        (root / "conf" / "main.cf").write_text(_MAIN.format(root=root, sink=sink) + more)
-        (root / "conf" / "master.cf").write_text(MASTER.format(port=port))
+        (root / "conf" / "main.cf").write_text(POSTFIX_MAIN.format(root=root, sink=sink) + more)
+        (root / "conf" / "master.cf").write_text(POSTFIX_MASTER.format(port=port))
         command = [program, "-c", str(root / "conf"), "start-fg"]
         # It ends its process group when it is stopped, so it gets one of its own
         processes.append(subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 def postgres(url: str) -> str:
     """One line about the server for people. Raises Unavailable: no answer, or older than PostgreSQL 14."""
-    version = _run(lambda: store_postgres.server_version(url))
+    version = run_apart(lambda: store_postgres.server_version(url))
     place = store_postgres.describe(url)
     if version < store_postgres.MINIMUM_VERSION:
         raise Unavailable(
@@ -30,7 +30,7 @@ def postgres(url: str) -> str:
 
 def redis(url: str) -> str:
     """One line about the server for people, with a warning when it may throw keys away. Raises Unavailable, ConfigurationError."""
-    name, version, policy = _run(lambda: _ask_redis(url))
+    name, version, policy = run_apart(lambda: _ask_redis(url))
     place = describe_redis(url)
     if version < REDIS_MINIMUM:
         raise Unavailable(
@@ -91,7 +91,7 @@ async def _ask_redis(url: str) -> tuple[str, tuple[int, int], str]:
     return name, version, str(info.get("maxmemory_policy", ""))
 
 
-def _run(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_apart(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine to its end in a loop of its own, also when the caller's thread has one running."""
     results: list[T] = []
     errors: list[BaseException] = []

@@ -9,10 +9,8 @@ import os
 import secrets
 import shutil
 import tempfile
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -20,32 +18,12 @@ import redis.asyncio as redis_client
 import uvloop
 
 from store import embedded, migrate, postgres
-
-T = TypeVar("T")
+from store.backends_check import run_apart
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The loop of production."""
     return {"uvloop": uvloop.new_event_loop}
-
-
-def run_apart(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine in a thread and loop of its own, so that session fixtures do not disturb the loops of tests."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(asyncio.run(make()))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def with_database(url: str, name: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 
-from bench.relays import MASTER
+from bench.relays import POSTFIX_MAIN, POSTFIX_MASTER
 from compose.verifying import verdicts as plain
 from store.postgres import Pool
 from tests.compose.test_campaign import COMPOSED_AT, recipient
@@ -37,26 +37,7 @@ pytestmark = [
     pytest.mark.skipif(not POSTFIX or os.geteuid() != 0, reason="needs Postfix, and root to start an instance of its own"),
 ]
 
-MAIN = """\
-compatibility_level = 3.6
-queue_directory = {root}/queue
-data_directory = {root}/data
-maillog_file = {root}/log
-maillog_file_prefixes = {root}
-mail_owner = postfix
-myhostname = relay.example
-mydestination =
-local_recipient_maps =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-smtpd_relay_restrictions = permit_mynetworks, reject
-relayhost = [127.0.0.1]:{sink}
-smtp_tls_security_level = none
-smtp_dns_support_level = disabled
-smtp_host_lookup = native
-smtputf8_enable = yes
-"""
+MAIN = POSTFIX_MAIN + "smtputf8_enable = yes\n"
 
 
 class Relay:
@@ -73,7 +54,7 @@ class Relay:
             (self.root / name).mkdir()
         shutil.chown(self.root / "data", "postfix")
         (self.root / "conf" / "main.cf").write_text(MAIN.format(root=self.root, sink=sink) + more)
-        (self.root / "conf" / "master.cf").write_text(MASTER.format(port=self.port))
+        (self.root / "conf" / "master.cf").write_text(POSTFIX_MASTER.format(port=self.port))
         self._run("start", check=True)
 
     def stop(self) -> None:

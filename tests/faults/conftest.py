@@ -9,9 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from store import embedded
+from store.backends_check import run_apart
 from store.postgres import Pool
 from tests import machine as machines
-from tests.conftest import _administer, run_apart, with_database
+from tests.conftest import _administer, with_database
 from tests.faults import catalogue
 from tests.faults.peers import Verdict, play
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bench.relays import MASTER
+from bench.relays import POSTFIX_MASTER
 from store.postgres import Pool
 from tests.engine.test_campaign_end_to_end import completed
 from tests.engine.test_connect import make_certificate
@@ -92,7 +92,7 @@ class Postfix(Relay):
         more += "".join(f"{kind}_tls_security_level = may\n{kind}_tls_loglevel = 1\n" for kind in ("smtp", "lmtp"))
         main = MAIN.format(root=self.root, sink=sink).replace("smtp_tls_security_level = none\n", "")
         (self.root / "conf" / "main.cf").write_text(main + more)
-        (self.root / "conf" / "master.cf").write_text(MASTER.format(port=self.port) + "lmtp unix - - n - - lmtp\n")
+        (self.root / "conf" / "master.cf").write_text(POSTFIX_MASTER.format(port=self.port) + "lmtp unix - - n - - lmtp\n")
         self._run("start", check=True)
 
     def said(self) -> str:
