@@ -26,6 +26,7 @@ from config.settings import Mail
 from domain import links
 from domain.links import LinkParts
 from inbound.postback import Postbacks
+from inbound.requests import Requests
 from inbound.tracking import Keys, Tracker
 from inbound.web import Web, WebServer
 from inbound.web_view import WebView
@@ -85,7 +86,9 @@ async def measure(pool: Pool, directory: Path, kind: str, clients: int, seconds:
     async def changed() -> None:
         """Nobody listens."""
 
-    site = Web(pool, KEYRING.derive("unsubscribe"), changed, tracker, WebView(pool, KEYRING, url, Mail()), Postbacks(pool, KEYRING.derive))
+    postbacks = Postbacks(pool, KEYRING.derive)
+    view = WebView(pool, KEYRING, url, Mail())
+    site = Web(KEYRING.derive("unsubscribe"), changed, tracker, view, postbacks, Requests(visits, postbacks))
     server = WebServer(site, "127.0.0.1", 0)
     await server.start()
     here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)

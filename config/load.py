@@ -21,6 +21,7 @@ import msgspec
 from config.settings import Mail, Settings
 from domain import mailbox
 from domain.errors import ConfigurationError, Invalid
+from domain.links import is_web_address
 
 # Variables of ours that are no settings: the launcher, the build and the command read them
 OTHER_VARIABLES: Final = frozenset({"SLUICE_CONFIG", "SLUICE_DKIM_LANES", "SLUICE_NO_SYSTEM", "SLUICE_CYTHON_DEBUG", "SLUICE_NATIVE"})
@@ -273,11 +274,14 @@ def _mail_problems(mail: Mail) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if not re.fullmatch(r"[ -~]{0,200}", mail.x_mailer) or mail.x_mailer != mail.x_mailer.strip():
         found.append(("mail.x_mailer", "must be at most 200 printable ASCII characters"))
+    if is_web_address(mail.list_unsubscribe_to):
+        found += _receiver_problem("mail.list_unsubscribe_to", mail.list_unsubscribe_to)
     for name in ("complaints_to", "cfbl_address", "list_unsubscribe_to"):
         address: str = getattr(mail, name)
         local, _, domain = address.replace("%sender_domain%", "a.example").rpartition("@")
-        if address and not (re.fullmatch(r"[A-Za-z0-9._+=-]{1,64}", local) and _is_domain(domain)):
-            found.append((f"mail.{name}", "must be an address, such as complaints@%sender_domain%"))
+        if address and not is_web_address(address) and not (re.fullmatch(r"[A-Za-z0-9._+=-]{1,64}", local) and _is_domain(domain)):
+            url = ", or a URL such as https://example.com/unsubscribed" if name == "list_unsubscribe_to" else ""
+            found.append((f"mail.{name}", f"must be an address, such as complaints@%sender_domain%{url}"))
     if mail.feedback_sender_id and not re.fullmatch(r"[A-Za-z0-9_-]{5,15}", mail.feedback_sender_id):
         found.append(("mail.feedback_sender_id", "must be 5 to 15 letters, digits, dashes and underscores"))
     found += [
@@ -291,6 +295,21 @@ def _mail_problems(mail: Mail) -> list[tuple[str, str]]:
         if not re.fullmatch(r"[^\s@]*@[^\s@]+|\*", pattern)
     ]
     return found
+
+
+def _receiver_problem(name: str, url: str) -> list[tuple[str, str]]:
+    """What is wrong with a URL that we post to."""
+    if found := _url_problem(name, url, ("http", "https"), embedded=False):
+        return found
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.hostname}{parts.path}"[:80]
+    if "%sender_domain%" in url:
+        return [(name, "is a URL and may not hold %sender_domain%: users choose that domain, and we would connect to it")]
+    if parts.username is not None or parts.fragment:
+        return [(name, f"{shown!r} may hold no user, password or fragment; each request is signed instead")]
+    if not re.fullmatch(r"[!-~]{1,2000}", url):
+        return [(name, f"{shown!r} must be at most 2000 printable ASCII characters; write others as %XX")]
+    return []
 
 
 def _unwise(settings: Settings) -> list[tuple[str, str]]:

@@ -126,8 +126,8 @@ class Mail(_Section, frozen=True):
 
     x_mailer: str = ""  # empty: no X-Mailer
     complaints_to: str = ""  # X-Complaints-To; empty: none
-    cfbl_address: str = ""  # CFBL-Address (RFC 9477); empty: none
-    list_unsubscribe_to: str = ""  # mailto of List-Unsubscribe, gets a copy of each unsubscribe; empty: our own at the MFROM domain
+    cfbl_address: str = ""  # CFBL-Address (RFC 9477), signed for by a DKIM key of its domain; empty: none
+    list_unsubscribe_to: str = ""  # mailto of List-Unsubscribe, or a URL; gets a copy of each unsubscribe; empty: our own mailto
     feedback_sender_id: str = ""  # last part of Feedback-ID; empty: none
     sender_domain: str = ""  # return-path domain of delivery servers without one
     catch_all_domain: str = ""  # the same, after sender_domain

@@ -1,5 +1,6 @@
 """`sluice inbound`: the process for what the world sends back, and one message through a pipe."""
 
+import base64
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -10,6 +11,7 @@ from control.cli_forwarding import forwarding_group
 if TYPE_CHECKING:
     from store.feedback import CampaignFeedback, DomainRates
     from store.received import ReceivedMessage
+    from store.unsubscribe_copies import CopiesReport
 
 TEMPORARY_FAILURE: Final = 75  # EX_TEMPFAIL of sysexits.h: every MTA keeps the message and tries again
 
@@ -149,6 +151,37 @@ def rates(campaign_id: int | None, days: int, as_json: bool) -> None:
          _percent(each.complaint_rate))
         for each in (found if isinstance(found, list) else found.domains)
     ])  # fmt: skip
+
+
+@inbound_group.command("copies", epilog=EPILOG)
+@click.option("--retry", is_flag=True, help="Send those that were given up once more.")
+@click.option("--secret", is_flag=True, help="Print the secret that signs the requests, for the receiver, and nothing else.")
+@json_option
+def copies(retry: bool, secret: bool, as_json: bool) -> None:
+    """Show how many copies of unsubscribes wait for the URL in mail.list_unsubscribe_to.
+
+    Each is a JSON POST signed as the Standard Webhooks specification says, tried again for three days until it is answered 2xx, and given
+    up then. Given up ones are kept for 30 days.
+    """
+
+    async def work(stores: Stores) -> "tuple[str, int, CopiesReport]":
+        from store import unsubscribe_copies
+        from store.postgres import transaction
+
+        key = "whsec_" + base64.b64encode(stores.services.keyring.derive("unsubscribe-copy")).decode()
+        async with transaction(stores.services.pool) as conn:
+            again = await unsubscribe_copies.retry(conn) if retry else 0
+            return key, again, await unsubscribe_copies.report(conn)
+
+    key, again, found = with_stores(work)
+    if secret:
+        click.echo(key)
+    elif as_json:
+        write_json(found)
+    else:
+        facts((name.replace("_", " "), getattr(found, name)) for name in found.__struct_fields__)
+    if retry:
+        say(f"{again} are sent once more")
 
 
 _RATES: Final = ("bounce_rate", "complaint_rate")

@@ -31,6 +31,11 @@ class LinkParts(NamedTuple):
     number: int
 
 
+def is_web_address(text: str) -> bool:
+    """An http or https URL, and no mail address."""
+    return text.startswith(("http://", "https://"))
+
+
 def varint(value: int) -> bytes:
     """`value` >= 0 in groups of seven bits, lowest first, the high bit set on all but the last."""
     if value < 0:

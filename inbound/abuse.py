@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 from domain import feedback
 from domain.links import LinkParts
 from store import bounces
-from store.postgres import Pool, transaction
+from store.postgres import PooledConnection
 
 REASONS: Final = {
     "unasked": "I never asked for this mail",
@@ -21,12 +21,17 @@ REASONS: Final = {
 MAX_COMMENT: Final = 1000
 
 
-async def report(pool: Pool, parts: LinkParts, body: bytes, *, timeout_seconds: float) -> bool | None:
+def said_in(body: bytes) -> dict[str, str]:
+    """The fields of the form. Raises ValueError: it is none."""
+    return {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace"), max_num_fields=20).items()}
+
+
+async def report(conn: PooledConnection, parts: LinkParts, body: bytes) -> bool | None:
     """Record the complaint of the recipient. True: done now; False: he complained before; None: there is no such recipient.
 
-    Raises Unavailable: then nothing is certain and doing it again is right.
+    Raises ValueError where `said_in` does.
     """
-    said = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace"), max_num_fields=20).items()}
+    said = said_in(body)
     reason = said.get("reason", "")
     details = {
         "reason": reason if reason in REASONS else "other",
@@ -36,6 +41,5 @@ async def report(pool: Pool, parts: LinkParts, body: bytes, *, timeout_seconds: 
         kind=feedback.COMPLAINT, action="abuse", user_id=parts.user_id, campaign_id=parts.campaign_id, number=parts.number,
         effect="complained", diagnostic=f"reported by the reader: {REASONS[details['reason']]}", format="web", details=details,
     )  # fmt: skip
-    async with transaction(pool, timeout_seconds=timeout_seconds) as conn:
-        [(outcome, _)] = await bounces.record(conn, [event], bounces.Rules(), bounces.Changes())
+    [(outcome, _)] = await bounces.record(conn, [event], bounces.Rules(), bounces.Changes())
     return None if outcome == feedback.UNPROVEN else outcome != feedback.REPEATED

@@ -17,6 +17,7 @@ from config import load, tasks
 from config.keys import Keyring, load_keyring
 from config.settings import Settings
 from domain.errors import ConfigurationError, Unavailable
+from domain.links import is_web_address
 from domain.mailbox import parse as parse_mailbox
 from inbound import handling, metrics
 from inbound.door import Door, Patience
@@ -24,9 +25,11 @@ from inbound.listener import Certificate, Listener
 from inbound.mailboxes import collectors
 from inbound.policy import MailPolicy
 from inbound.postback import Postbacks
+from inbound.requests import Requests
 from inbound.session import Limits
 from inbound.submission import Submission
 from inbound.tracking import Keys, Tracker
+from inbound.unsubscribe_copies import UnsubscribeCopies
 from inbound.web import Web, WebServer
 from inbound.web_view import WebView
 from inbound.worker import Worker
@@ -75,28 +78,33 @@ class Inbound:
             max_message_bytes=settings.max_message_bytes,
         )
         web: WebServer | None = None
-        visits = Visits(load.state_directory(self.settings) / "visits" / f"{settings.http_port}")
+        state = load.state_directory(self.settings)
+        visits = Visits(state / "visits" / f"{settings.http_port}")
+        asked = Visits(state / "requests" / f"{settings.http_port}")
         files = self._files()
         try:
             tracker = Tracker(pool, Keys.derived(keyring.derive), visits.add)
             view = WebView(pool, keyring, settings.public_url, self.settings.mail)
             postbacks = Postbacks(pool, keyring.derive)
-            copy_to = self.settings.mail.list_unsubscribe_to
-            site = Web(pool, keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks, copy_to, visits.hold)
+            requests = Requests(asked, postbacks, self.settings.mail.list_unsubscribe_to)
+            site = Web(keyring.derive("unsubscribe"), self._changed, tracker, view, postbacks, requests)
             web = _bind(site, settings.http_host, settings.http_port)
             await web.start()
             for name, listener in listeners.items():
                 await _listen(listener, name, settings.smtp_host)
             self._tasks.append(asyncio.create_task(self._follow(policy, certificate)))
             self._tasks += [asyncio.create_task(each.run()) for each in collecting]
-            self._tasks.append(asyncio.create_task(visits.run(pool, site.carry_out)))
+            self._tasks.append(asyncio.create_task(visits.run(pool, requests.carry_out)))
+            self._tasks.append(asyncio.create_task(requests.run(pool)))
+            copies = self._copies(pool, keyring)
+            self._tasks.append(asyncio.create_task(copies.run()))
             worker = self._worker(pool, keyring, policy)
             self._tasks.append(asyncio.create_task(worker.run()))
             self._tasks.append(asyncio.create_task(files.run(pool)))
             if settings.metrics_port:
-                metrics.serve(settings.metrics_port, worker, visits)
+                metrics.serve(settings.metrics_port, worker, visits, asked, copies)
             node = load.node_name(self.settings)
-            status = metrics.Status(f"{node}:{web.address[1]}", node, worker, visits, files, collecting)
+            status = metrics.Status(f"{node}:{web.address[1]}", node, worker, visits, asked, files, copies, collecting)
             self._tasks.append(asyncio.create_task(self._publish(status)))
             doors = " ".join(f"{name}={_shown(listener.address)}" for name, listener in listeners.items())
             sys.stdout.write(f"inbound ready {doors} http={_shown(web.address)}\n")
@@ -114,6 +122,7 @@ class Inbound:
                     await self._redis.aclose()
             pool.terminate()
             visits.close()
+            asked.close()
             files.close()
 
     def _worker(self, pool: postgres.Pool, keyring: Keyring, policy: MailPolicy) -> Worker:
@@ -129,6 +138,10 @@ class Inbound:
         return Worker(
             pool, keys, rules, self._tell, keep_days=settings.keep_days, admin_address=settings.admin_address, forwards=policy.forwards
         )
+
+    def _copies(self, pool: postgres.Pool, keyring: Keyring) -> UnsubscribeCopies:
+        copy_to = self.settings.mail.list_unsubscribe_to
+        return UnsubscribeCopies(pool, copy_to if is_web_address(copy_to) else "", keyring.derive("unsubscribe-copy"))
 
     def _files(self) -> FeedbackFiles:
         accounting = self.settings.accounting

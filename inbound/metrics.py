@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector as Metrics
 
 from inbound.mailboxes import Collector
+from inbound.unsubscribe_copies import UnsubscribeCopies
 from inbound.worker import Worker
 from journal.feedback_files import FeedbackFiles
 from journal.visits import Visits
@@ -18,13 +19,16 @@ class Status:
     """Gathers the state of one inbound process; `heartbeat` is what is published, a JSON object."""
 
     def __init__(
-        self, process_id: str, node: str, worker: Worker, visits: Visits, files: FeedbackFiles, mailboxes: Sequence[Collector] = ()
-    ) -> None:
+        self, process_id: str, node: str, worker: Worker, visits: Visits, requests: Visits, files: FeedbackFiles,
+        copies: UnsubscribeCopies, mailboxes: Sequence[Collector] = (),
+    ) -> None:  # fmt: skip
         self.id = process_id
         self._node = node
         self._worker = worker
         self._visits = visits
+        self._requests = requests
         self._files = files
+        self._copies = copies
         self._mailboxes = mailboxes
         self._started = time.time()
 
@@ -32,9 +36,11 @@ class Status:
         """Counters since the start."""
         visits = self._visits
         trouble = [self._worker.trouble, f"opens and clicks wait on disk: {visits.trouble}" if visits.trouble else ""]
+        if self._requests.trouble:
+            trouble.append(f"unsubscribes and reports of abuse over HTTP are safe on disk and wait: {self._requests.trouble}")
         if self._files.trouble:
             trouble.append(f"bounces and complaints are not in the accounting files: {self._files.trouble}")
-        trouble += [each.trouble for each in self._mailboxes]
+        trouble += [*self._copies.trouble, *(each.trouble for each in self._mailboxes)]
         if visits.lost:
             trouble.append(f"{visits.lost} opens and clicks were lost since the start: {visits.lost_because}")
         return {
@@ -52,9 +58,11 @@ class Status:
 class InboundCollector(Metrics):
     """The counters of worker and visits as they stand."""
 
-    def __init__(self, worker: Worker, visits: Visits) -> None:
+    def __init__(self, worker: Worker, visits: Visits, requests: Visits, copies: UnsubscribeCopies) -> None:
         self._worker = worker
         self._visits = visits
+        self._requests = requests
+        self._copies = copies
 
     def collect(self) -> Iterable[Metric]:
         """One sample a kind and outcome; then what tells whether something is stuck."""
@@ -69,10 +77,17 @@ class InboundCollector(Metrics):
         yield CounterMetricFamily("sluice_visits", "Opens and clicks", value=self._visits.recorded)
         yield CounterMetricFamily("sluice_visits_lost", "Opens and clicks that the disk did not take", value=self._visits.lost)
         yield GaugeMetricFamily("sluice_visits_waiting_bytes", "Opens and clicks not in PostgreSQL yet", value=self._visits.waiting_bytes)
+        waiting = int(bool(self._requests.trouble))
+        yield GaugeMetricFamily("sluice_requests_trouble", "1 while unsubscribes and abuse reports over HTTP wait on disk", value=waiting)
+        copies = GaugeMetricFamily("sluice_unsubscribe_copies", "Copies of unsubscribes for a URL, of all processes", labels=["state"])
+        if (found := self._copies.report) is not None:
+            copies.add_metric(["waiting"], found.waiting)
+            copies.add_metric(["given_up"], found.given_up)
+        yield copies
 
 
-def serve(port: int, worker: Worker, visits: Visits) -> None:
+def serve(port: int, worker: Worker, visits: Visits, requests: Visits, copies: UnsubscribeCopies) -> None:
     """Answer Prometheus on loopback, in a thread of the client library's."""
     registry = CollectorRegistry()
-    registry.register(InboundCollector(worker, visits))
+    registry.register(InboundCollector(worker, visits, requests, copies))
     start_http_server(port, addr="127.0.0.1", registry=registry)

@@ -16,7 +16,7 @@ from domain import links
 from journal.visits import Held
 from store import conversions
 from store.conversions import Conversion, S2sSettings
-from store.postgres import Pool
+from store.postgres import Pool, PooledConnection, connection
 
 STORE_TIMEOUT_SECONDS: Final = 5.0
 KEPT_SECONDS: Final = 5.0  # so long a user's names of parameters are not asked for again
@@ -47,7 +47,10 @@ class Postbacks:
     async def answer(self, text: str, query: bytes, body: bytes) -> Reply | None:
         """Status and words; None: the address is none of ours. Raises Unavailable."""
         user = links.read(self._user_key, text)
-        return None if user is None else await self.act(user.user_id, query, body)
+        if user is None:
+            return None
+        async with connection(self._pool, timeout_seconds=STORE_TIMEOUT_SECONDS) as conn:
+            return await self.act(conn, user.user_id, query, body)
 
     def held(self, text: str, query: bytes, body: bytes) -> Held | None:
         """A postback to be carried out later, by `act`; None: it names no click of ours under any name, so it is nobody's."""
@@ -62,13 +65,13 @@ class Postbacks:
                 return Held("postback", user.user_id, click.campaign_id, click.number, query, body, time.time())
         return None
 
-    async def act(self, user_id: int, query: bytes, body: bytes, at: float | None = None) -> Reply:
-        """Carry out a postback of a user, which came at `at` (POSIX seconds; None: now). Raises Unavailable."""
+    async def act(self, conn: PooledConnection, user_id: int, query: bytes, body: bytes, at: float | None = None) -> Reply:
+        """Carry out a postback of a user, which came at `at` (POSIX seconds; None: now)."""
         try:
             said = _said(query, body)
         except ValueError:
             return 400, b"the parameters cannot be read\n"
-        settings = await self._settings_of(user_id)
+        settings = await self._settings_of(conn, user_id)
         if settings.parameter not in said:
             return 400, f"the parameter {settings.parameter} with the click id is missing\n".encode()
         click = links.read(self._click_key, said[settings.parameter])
@@ -88,16 +91,16 @@ class Postbacks:
             campaign_id=click.campaign_id, number=click.number, value=value,
             unit=texts["unit"], channel=texts["channel"], transaction=texts["transaction_id"],
         )  # fmt: skip
-        fresh = await conversions.record(self._pool, user_id, conversion, at=at, timeout_seconds=STORE_TIMEOUT_SECONDS)
+        fresh = await conversions.record(conn, user_id, conversion, at=at, timeout_seconds=STORE_TIMEOUT_SECONDS)
         if fresh is None:
             return 404, b"the campaign of this click is gone\n"
         return 200, b"recorded\n" if fresh else b"known\n"
 
-    async def _settings_of(self, user_id: int) -> S2sSettings:
+    async def _settings_of(self, conn: PooledConnection, user_id: int) -> S2sSettings:
         kept = self._settings.get(user_id)
         if kept is not None and kept[1] > self._clock():
             return kept[0]
-        found = await conversions.read_settings(self._pool, user_id, timeout_seconds=STORE_TIMEOUT_SECONDS)
+        found = await conversions.settings_of(conn, user_id)
         self._settings[user_id] = found, self._clock() + KEPT_SECONDS
         while len(self._settings) > MAX_USERS:
             self._settings.popitem(last=False)

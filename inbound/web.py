@@ -4,7 +4,7 @@ GET and HEAD show a page and never act, so link scanners unsubscribe nobody (S5)
 says: the token is the proof, the body of RFC 8058 (`List-Unsubscribe=One-Click`) only tells programs apart from people.
 A click id that comes back in a postback is a conversion; a reader may report abuse with the token of his unsubscribe link.
 A click is redirected to an address that the campaign itself names, or is not there (S4). No cookies, nothing cached, no query of the
-database before the signature holds.
+database before the signature holds. What the token alone decides is taken whether PostgreSQL is there or not (`inbound.requests`).
 """
 
 import asyncio
@@ -12,9 +12,8 @@ import base64
 import contextlib
 import hashlib
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import structlog
 import uvicorn
@@ -25,18 +24,16 @@ from domain import links
 from domain.errors import Unavailable
 from inbound import abuse
 from inbound.postback import Postbacks
+from inbound.requests import Requests
 from inbound.tracking import GIF, Tracker
 from inbound.web_view import POLICY, WebView
-from inbound.worker import is_expected
-from journal.visits import Held
-from store import inbound
-from store.postgres import Pool
 
 log = structlog.get_logger(__name__)
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Answer = tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]  # status, body, header fields beside the usual ones
 
 MAX_BODY_BYTES: Final = 64 * 1024
 BODY_TIMEOUT_SECONDS: Final = 10.0
@@ -97,6 +94,9 @@ def _ask(token: str) -> bytes:
 DONE: Final = _page(
     "You are unsubscribed", "This address gets no more mail from this list. It may take a minute for mail already on its way."
 )
+KEPT: Final = _page(
+    "Your wish is recorded", "This address will get no more mail from this list. It takes effect in a moment; there is nothing more to do."
+)
 REPORT: Final = _page(
     "Report abuse",
     "Tell us what is wrong with this mail. You will get no more mail from its sender.",
@@ -104,7 +104,7 @@ REPORT: Final = _page(
     + f'<p><textarea name="comment" rows="4" maxlength="{abuse.MAX_COMMENT}" aria-label="Comment"></textarea></p>',
     button="Report",
 )
-REPORTED: Final = _page("Thank you", "Your report was recorded, and this address gets no more mail from this sender.")
+REPORTED: Final = _page("Thank you", "Your report was recorded. This address gets no more mail from this sender.")
 UNKNOWN: Final = _page("Page not found", "This link is incomplete or not one of ours. Use the link in the message as it is.")
 LATER: Final = _page("Please try again", "We could not record this just now. Nothing is lost: open the link again in a minute.")
 AWAY: Final = _page("Please try again", "We cannot look this link up just now. Open it again in a minute.")
@@ -122,17 +122,15 @@ class Web:
     """The application. Tells `changed` after an unsubscribe, so that engines hear of it at once."""
 
     def __init__(
-        self, pool: Pool, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker, web_view: WebView,
-        postbacks: Postbacks, unsubscribe_copy_to: str = "", hold: Callable[[Held], bool] = lambda held: False,
+        self, unsubscribe_key: bytes, changed: Callable[[], Awaitable[None]], tracker: Tracker, web_view: WebView,
+        postbacks: Postbacks, requests: Requests,
     ) -> None:  # fmt: skip
-        self._pool = pool
         self._key = unsubscribe_key
         self._changed = changed
         self._tracker = tracker
         self._web_view = web_view
         self._postbacks = postbacks
-        self._copy_to = unsubscribe_copy_to
-        self._hold = hold  # writes down what is carried out when PostgreSQL is back; False: it could not
+        self._requests = requests
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI 3, `http` only."""
@@ -146,7 +144,7 @@ class Web:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _answer(self, scope: Message, receive: Receive) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+    async def _answer(self, scope: Message, receive: Receive) -> Answer:
         method = scope["method"]
         # As sent, not decoded: a token has one spelling, and every other one is not ours
         path = bytes(scope["raw_path"]).partition(b"?")[0].decode("latin-1")
@@ -172,9 +170,17 @@ class Web:
         if method != "POST":
             return 200, REPORT if complains else _ask(path.removeprefix(prefix)), ()
         body, refused = await _body(receive)
-        return refused or await (self._complain(parts, body) if complains else self._unsubscribe(parts))
+        if refused:
+            return refused
+        if not complains:
+            return await self._act("unsubscribe", parts, b"")
+        try:
+            abuse.said_in(body)
+        except ValueError:
+            return 400, UNKNOWN, ()
+        return await self._act("abuse", parts, body)
 
-    async def _postback(self, scope: Message, receive: Receive, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+    async def _postback(self, scope: Message, receive: Receive, text: str) -> Answer:
         if scope["method"] == "HEAD":
             return 405, READ_ONLY, ((b"allow", b"GET, POST"),)
         body, refused = await _body(receive) if scope["method"] == "POST" else (b"", None)
@@ -187,50 +193,13 @@ class Web:
             held = self._postbacks.held(text, scope["query_string"], body)
             if held is None:
                 return 404, UNKNOWN, ()
-            if self._hold(held):
+            if await self._requests.keep(held):
                 return 200, b"kept\n", (PLAIN,)
             log.warning("a postback could not be recorded; the tracker was asked to repeat it", reason=str(failure))
             return 503, AWAY, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
         return (404, UNKNOWN, ()) if answer is None else (*answer, (PLAIN,))
 
-    async def carry_out(self, held: Held) -> None:
-        """Do what was held while PostgreSQL was away. Raises only what passes; what can never be done is logged and done with."""
-        try:
-            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
-                if held.kind == "postback":
-                    status, words = await self._postbacks.act(held.user_id, held.query, held.body, held.at)
-                    if status != 200:
-                        log.warning("a postback that was kept is refused", user=held.user_id, reason=words.decode().strip())
-                    return
-                parts = links.LinkParts(held.user_id, held.campaign_id, held.number)
-                fresh = await abuse.report(self._pool, parts, held.body, timeout_seconds=STORE_TIMEOUT_SECONDS)
-        except Exception as failure:
-            if is_expected(failure):
-                raise
-            log.error("what was kept cannot be carried out", kind=held.kind, user=held.user_id, reason=f"{failure}"[:300])
-            return
-        if fresh:
-            await self._changed()
-
-    async def _complain(self, parts: links.LinkParts, body: bytes) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
-        try:
-            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
-                fresh = await abuse.report(self._pool, parts, body, timeout_seconds=STORE_TIMEOUT_SECONDS)
-        except ValueError:
-            return 400, UNKNOWN, ()
-        except (Unavailable, TimeoutError) as failure:
-            if self._hold(Held("abuse", parts.user_id, parts.campaign_id, parts.number, b"", body, time.time())):
-                return 200, REPORTED, ()
-            log.warning("a report of abuse could not be recorded; the reader was asked to repeat it", reason=str(failure))
-            return 503, LATER, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
-        if fresh is None:
-            return 404, UNKNOWN, ()
-        if fresh:
-            log.info("abuse reported", user=parts.user_id, campaign=parts.campaign_id, number=parts.number)
-            await self._changed()
-        return 200, REPORTED, ()
-
-    async def _click(self, scope: Message, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+    async def _click(self, scope: Message, text: str) -> Answer:
         try:
             async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
                 url = await self._tracker.click(scope["method"], text, dict(scope["headers"]))
@@ -241,7 +210,7 @@ class Web:
             return 404, UNKNOWN, ()
         return 302, MOVED, ((b"location", url.encode("ascii")),)
 
-    async def _view(self, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+    async def _view(self, text: str) -> Answer:
         try:
             async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
                 page = await self._web_view.page(text)
@@ -250,30 +219,23 @@ class Web:
             return 503, AWAY, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
         return (404, UNKNOWN, ()) if page is None else (200, page, (VIEW_POLICY,))
 
-    def _open(self, scope: Message, text: str) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
+    def _open(self, scope: Message, text: str) -> Answer:
         if not self._tracker.open(scope["method"], text, dict(scope["headers"])):
             return 404, UNKNOWN, ()
         return 200, GIF, ()
 
-    async def _unsubscribe(self, parts: links.LinkParts) -> tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]:
-        try:
-            async with asyncio.timeout(2 * STORE_TIMEOUT_SECONDS):
-                note = f"one-click, campaign {parts.campaign_id}"
-                fresh = await inbound.unsubscribe(
-                    self._pool, *parts, note=note, timeout_seconds=STORE_TIMEOUT_SECONDS, copy_to=self._copy_to
-                )
-        except (Unavailable, TimeoutError) as failure:
-            log.warning("an unsubscribe could not be recorded; the sender was asked to repeat it", reason=str(failure))
+    async def _act(self, kind: Literal["unsubscribe", "abuse"], parts: links.LinkParts, body: bytes) -> Answer:
+        outcome = await self._requests.take(kind, parts, body)
+        if outcome == "refused":
             return 503, LATER, ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
-        if fresh is None:
+        if outcome == "unknown":
             return 404, UNKNOWN, ()
-        if fresh:
-            log.info("unsubscribed", user=parts.user_id, campaign=parts.campaign_id, number=parts.number)
+        if outcome == "fresh":
             await self._changed()
-        return 200, DONE, ()
+        return 200, REPORTED if kind == "abuse" else KEPT if outcome == "kept" else DONE, ()
 
 
-async def _body(receive: Receive) -> tuple[bytes, tuple[int, bytes, tuple[tuple[bytes, bytes], ...]] | None]:
+async def _body(receive: Receive) -> tuple[bytes, Answer | None]:
     """The body, and an answer where it is too long or too slow."""
     pieces: list[bytes] = []
     size = 0

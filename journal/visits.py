@@ -1,15 +1,14 @@
-"""Visits: opens and clicks on local disk before they are answered, and their way into PostgreSQL.
+"""What comes over HTTP, on local disk before it is answered, and its way into PostgreSQL: opens and clicks (`Visit`), and what a token
+asks for (`Held`): unsubscribes, reports of abuse, and the postbacks that came while PostgreSQL was away.
 
-Beside them stand the postbacks and reports of abuse that came while PostgreSQL was away, as they came (`Held`); they are carried out
-before the cursor moves, and doing one twice is doing it once.
-
-Each inbound process has a directory of its own, locked by it. A visit is one JSON line, written with one write(2) before its redirect is
-sent, so `kill -9` loses none; a power cut may lose the last second. Files are read behind a cursor in PostgreSQL that moves in the
-transaction of the rows, so each line counts once. While PostgreSQL is away they wait, up to a budget; what is beyond it is counted
-in `lost`: an answer to a reader is never held back for statistics.
+Each inbound process has directories of its own, locked by it. An event is one JSON line, written with one write(2) before its answer is
+sent, so `kill -9` loses none; a power cut may lose the last second of visits, and nothing that was held. Files are read in order, behind a
+cursor in PostgreSQL that moves in the transaction of the rows, so each line counts once. While PostgreSQL is away they wait, up to a
+budget. A visit beyond it is counted in `lost`: an answer to a reader is never held back for statistics.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -22,7 +21,7 @@ import msgspec
 
 from journal.segments import take_lock
 from store import tracking
-from store.postgres import Pool
+from store.postgres import Pool, PooledConnection
 from store.tracking import Visit
 from store.trouble import is_store_trouble
 
@@ -37,21 +36,33 @@ _log = logging.getLogger(__name__)
 class Held(msgspec.Struct, frozen=True, tag=True):
     """A request that was answered and is yet to be carried out; whose it is was proved. `at`: POSIX seconds."""
 
-    kind: Literal["postback", "abuse"]
+    kind: Literal["unsubscribe", "abuse", "postback"]
     user_id: int
     campaign_id: int
     number: int
     query: bytes
     body: bytes
     at: float
+    id: str = ""  # by which the one who answers hears what became of it
 
 
-CarryOut = Callable[[Held], Awaitable[None]]
+Settled = Callable[[], None]
+CarryOut = Callable[[PooledConnection, Held], Awaitable[Settled]]
 _decoder: Final = msgspec.json.Decoder(Visit | Held)
 
 
-async def _nothing(held: Held) -> None:
+async def _nothing(_: PooledConnection, held: Held) -> Settled:
     raise RuntimeError(f"nobody carries out a {held.kind}")
+
+
+def _sync(path: Path, *, new: bool) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it was carried over and removed meanwhile
+        for place in (path, path.parent) if new else (path,):
+            fd = os.open(place, os.O_RDONLY)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
 
 
 class Visits:
@@ -75,6 +86,10 @@ class Visits:
         self._path = directory
         self._read: dict[str, int] = {}  # file -> how far it is in PostgreSQL, where that is certain
         self._waiting_bytes = sum(path.stat().st_size for path in self.files())
+        self._syncing = asyncio.Lock()
+        self._synced: tuple[Path, int] = (directory, 0)  # the file, and how far it is safe from a power cut
+        self._unsafe = directory  # the file that could not be synced
+        self._wake = asyncio.Event()
 
     @property
     def waiting_bytes(self) -> int:
@@ -97,20 +112,38 @@ class Visits:
         else:
             self.recorded += 1
 
-    def hold(self, held: Held) -> bool:
-        """Write it down for good, power cut or not; False where the disk does not take it."""
+    async def hold(self, held: Held) -> bool:
+        """Write it down for good, power cut or not; False where the disk does not take it. It is carried out at once where that can be."""
         try:
             self._write(held)
-            os.fdatasync(self._fd)
+            await self._settle_on_disk(self._path, self._written)
         except OSError as error:
-            _log.error("a %s cannot be kept: %s", held.kind, error)
+            _log.error("a request (%s) cannot be kept: %s", held.kind, error)
             return False
+        self._wake.set()
         return True
+
+    async def _settle_on_disk(self, path: Path, written: int) -> None:
+        """Wait until the file is on disk up to there; one fdatasync serves all who wait. Raises OSError."""
+        async with self._syncing:
+            if path == self._synced[0] and written <= self._synced[1]:
+                return
+            if path == self._unsafe:  # the kernel tells of a failure once, and forgets what it could not write
+                raise OSError("an earlier fdatasync of this file failed")
+            reached = self._written if path == self._path else written
+            try:
+                await asyncio.to_thread(_sync, path, new=path != self._synced[0])
+            except OSError:
+                self._unsafe = path
+                if path == self._path:
+                    self._end_file()
+                raise
+            self._synced = path, reached
 
     def _write(self, event: Visit | Held) -> None:
         line = msgspec.json.encode(event) + b"\n"
         if self._waiting_bytes + len(line) > self._budget_bytes:
-            raise OSError("the disk budget for visits is used up")
+            raise OSError("the disk budget is used up")
         if self._fd < 0 or self._written >= self._file_bytes:
             self._next_file()
         if os.write(self._fd, line) != len(line):
@@ -130,20 +163,30 @@ class Visits:
             os.close(self._fd)
         self._fd = -1
 
-    async def run(self, pool: Pool, carry_out: CarryOut = _nothing) -> None:
-        """Carry over until cancelled. `carry_out` may be told the same twice; it raises only what passes, such as Unavailable."""
+    async def run(self, pool: Pool, carry_out: CarryOut = _nothing, stuck: Callable[[], None] = lambda: None) -> None:
+        """Carry over until cancelled: every second, and at once what is held. `carry_out` gets the connection of the transaction that
+        moves the cursor, and returns what follows its commit; it raises only what passes, such as Unavailable. `stuck` is called when
+        nothing more can be carried over for now.
+        """
         pause = self._interval_seconds
         while True:
-            await asyncio.sleep(pause)
+            if self.trouble:
+                await asyncio.sleep(pause)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
+            self._wake.clear()
             try:
                 await self.catch_up(pool, carry_out)
             except Exception as error:
-                if not is_store_trouble(error):
-                    raise
                 pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
-                if not self.trouble:
-                    _log.warning("opens and clicks are safe on disk but not in PostgreSQL: %s", error)
+                if not is_store_trouble(error):
+                    _log.exception("what came over HTTP is safe on disk, and carrying it over failed")
+                elif not self.trouble:
+                    _log.warning("what came over HTTP is safe on disk but not in PostgreSQL: %s", error)
                 self.trouble = str(error) or type(error).__name__
+                stuck()
             else:
                 pause = self._interval_seconds
                 self.trouble = ""
@@ -176,18 +219,35 @@ class Visits:
                     self._read[path.name] = at
                     return
                 visits: list[Visit] = []
-                for line in block[:end].splitlines():
+                upto = at
+                for line in block[:end].splitlines(keepends=True):
+                    upto += len(line)
                     try:
                         found = _decoder.decode(line)
                     except msgspec.MsgspecError:
-                        _log.error("%s: a line behind octet %d is no visit and is left out", path, at)
+                        _log.error("%s: a line before octet %d is no event and is left out", path, upto)
                         continue
-                    if isinstance(found, Held):
-                        await carry_out(found)
-                    else:
+                    if not isinstance(found, Held):
                         visits.append(found)
-                await tracking.record(pool, path.name, at, at + end, visits, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
-                at += end
+                        continue
+                    await self._carry_held(pool, path, at, upto, visits, found, carry_out)
+                    at, visits = upto, []
+                if at < upto:
+                    await tracking.record(pool, path.name, at, upto, visits, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
+                    at = upto
+
+    async def _carry_held(
+        self, pool: Pool, path: Path, start: int, end: int, visits: list[Visit], held: Held, carry_out: CarryOut
+    ) -> None:
+        """One request with the visits before it, in one transaction with the cursor: once, however often this is broken off."""
+        settled: list[Settled] = []
+
+        async def act(conn: PooledConnection) -> None:
+            settled.append(await carry_out(conn, held))
+
+        await tracking.record(pool, path.name, start, end, visits, also=act, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
+        for each in settled:
+            each()
 
     def close(self) -> None:
         """Let go of the file and the lock; what is not carried over waits for the next start."""

@@ -65,12 +65,6 @@ async def set_settings(conn: PooledConnection, user_id: int, settings: S2sSettin
     )
 
 
-async def read_settings(pool: Pool, user_id: int, *, timeout_seconds: float) -> S2sSettings:
-    """`settings_of` for a process without a connection of its own. Raises Unavailable."""
-    async with connection(pool, timeout_seconds=timeout_seconds) as conn:
-        return await settings_of(conn, user_id)
-
-
 async def click_parameter(pool: Pool, user_id: int, campaign_id: int, *, timeout_seconds: float) -> str:
     """What the click id is called in links of this campaign; "" where it wants none. Raises Unavailable."""
     async with connection(pool, timeout_seconds=timeout_seconds) as conn:
@@ -84,29 +78,30 @@ async def click_parameter(pool: Pool, user_id: int, campaign_id: int, *, timeout
     return str(found or "")
 
 
-async def record(pool: Pool, user_id: int, conversion: Conversion, *, timeout_seconds: float, at: float | None = None) -> bool | None:
-    """Keep it; it came at `at` (POSIX seconds; None: now). Raises Unavailable.
+async def record(
+    conn: PooledConnection, user_id: int, conversion: Conversion, *, timeout_seconds: float, at: float | None = None
+) -> bool | None:
+    """Keep it; it came at `at` (POSIX seconds; None: now).
 
     True: new; False: known; None: there is no such campaign of this user.
     """
-    async with connection(pool, timeout_seconds=timeout_seconds) as conn:
-        known = await conn.fetchval("select true from campaigns where id = $1 and user_id = $2", conversion.campaign_id, user_id)
-        if not known:
-            return None
-        done = await conn.execute(
-            "insert into conversions (campaign_id, number, value, unit, channel, transaction, at) "
-            "values ($1, $2, $3, $4, $5, $6, coalesce(to_timestamp($7::float8), now())) "
-            "on conflict do nothing",
-            conversion.campaign_id,
-            conversion.number,
-            conversion.value,
-            conversion.unit,
-            conversion.channel,
-            conversion.transaction,
-            at,
-            timeout=timeout_seconds,
-        )
-        return done == "INSERT 0 1"
+    known = await conn.fetchval("select true from campaigns where id = $1 and user_id = $2", conversion.campaign_id, user_id)
+    if not known:
+        return None
+    done = await conn.execute(
+        "insert into conversions (campaign_id, number, value, unit, channel, transaction, at) "
+        "values ($1, $2, $3, $4, $5, $6, coalesce(to_timestamp($7::float8), now())) "
+        "on conflict do nothing",
+        conversion.campaign_id,
+        conversion.number,
+        conversion.value,
+        conversion.unit,
+        conversion.channel,
+        conversion.transaction,
+        at,
+        timeout=timeout_seconds,
+    )
+    return done == "INSERT 0 1"
 
 
 async def report(conn: PooledConnection, campaign_id: int) -> ConversionReport:

@@ -67,28 +67,28 @@ async def return_addresses(pool: Pool, *, timeout_seconds: float) -> tuple[froze
 
 
 async def unsubscribe(
-    pool: Pool, user_id: int, campaign_id: int, number: int, *, note: str, timeout_seconds: float, copy_to: str = ""
-) -> bool | None:
-    """Take the recipient of one sent message off the campaign's list, and tell `copy_to` of it in a message of its own.
+    conn: PooledConnection, user_id: int, campaign_id: int, number: int, *, note: str, timeout_seconds: float, copy_to: str = "",
+    at: float | None = None,
+) -> bool | None:  # fmt: skip
+    """Take the recipient of one sent message off the campaign's list, and tell `copy_to` of it; in the caller's transaction.
 
-    True: done now; False: it was off the list already; None: there is no such recipient. Raises Unavailable: then nothing is
-    certain and doing it again is right.
+    `at`: when he asked for it, in POSIX seconds; None: now.
+    True: done now; False: it was off the list already; None: there is no such recipient.
     """
-    async with transaction(pool, timeout_seconds=timeout_seconds) as conn:
-        row = await conn.fetchrow(
-            "select c.list_id, r.subscriber_id, r.email from campaigns c join recipients r on r.campaign_id = c.id "
-            "where c.id = $2 and c.user_id = $1 and r.campaign_id = $2 and r.number = $3",
-            user_id,
-            campaign_id,
-            number,
-            timeout=timeout_seconds,
-        )
-        if row is None:
-            return None
-        fresh = await suppressions.unsubscribe(conn, user_id, row["list_id"], row["subscriber_id"], address.key(row["email"]), note=note)
-        if fresh and copy_to:
-            await unsubscribe_copies.send(conn, user_id, campaign_id, number, row["email"], copy_to)
-        return fresh
+    row = await conn.fetchrow(
+        "select c.list_id, r.subscriber_id, r.email from campaigns c join recipients r on r.campaign_id = c.id "
+        "where c.id = $2 and c.user_id = $1 and r.campaign_id = $2 and r.number = $3",
+        user_id,
+        campaign_id,
+        number,
+        timeout=timeout_seconds,
+    )
+    if row is None:
+        return None
+    fresh = await suppressions.unsubscribe(conn, user_id, row["list_id"], row["subscriber_id"], address.key(row["email"]), note=note)
+    if fresh and copy_to:
+        await unsubscribe_copies.send(conn, user_id, campaign_id, number, row["email"], copy_to, at)
+    return fresh
 
 
 class Sent(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """Opens and clicks: where the links of a campaign lead, the events that came in, and what they sum up to."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -74,32 +74,42 @@ async def position(pool: Pool, journal: str, *, timeout_seconds: float) -> int:
     return int(found or 0)
 
 
-async def record(pool: Pool, journal: str, start: int, end: int, visits: Sequence[Visit], *, timeout_seconds: float) -> None:
+async def record(
+    pool: Pool, journal: str, start: int, end: int, visits: Sequence[Visit], *, timeout_seconds: float,
+    also: Callable[[PooledConnection], Awaitable[None]] | None = None,
+) -> None:  # fmt: skip
     """Write what lies between two places of a file of visits, once however often it is repeated. Raises Unavailable.
 
-    Visits of campaigns that are gone are dropped.
+    Visits of campaigns that are gone are dropped. `also` is done in the same transaction, behind them.
     """
     async with transaction(pool, timeout_seconds=timeout_seconds) as conn:
         await conn.execute("insert into journal_cursors (journal) values ($1) on conflict do nothing", journal, timeout=timeout_seconds)
         stands = await conn.fetchval("select position from journal_cursors where journal = $1 for update", journal, timeout=timeout_seconds)
         if stands != start:
             return
-        rows = await conn.fetch("select id from campaigns where id = any($1)", list({visit.campaign_id for visit in visits}))
-        known = {row["id"] for row in rows}
-        epoch = datetime(1970, 1, 1, tzinfo=UTC)
-        await conn.copy_records_to_table(
-            "events",
-            records=[
-                (v.campaign_id, v.number, v.kind.encode("ascii"), v.link, epoch + timedelta(seconds=v.at), v.bot, v.agent)
-                for v in visits
-                if v.campaign_id in known
-            ],
-            columns=("campaign_id", "number", "kind", "link", "at", "bot", "agent"),
-            timeout=timeout_seconds,
-        )
+        if visits:
+            await _keep(conn, visits, timeout_seconds)
+        if also is not None:
+            await also(conn)
         await conn.execute(
             "update journal_cursors set position = $2, updated_at = now() where journal = $1", journal, end, timeout=timeout_seconds
         )
+
+
+async def _keep(conn: PooledConnection, visits: Sequence[Visit], timeout_seconds: float) -> None:
+    rows = await conn.fetch("select id from campaigns where id = any($1)", list({visit.campaign_id for visit in visits}))
+    known = {row["id"] for row in rows}
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    await conn.copy_records_to_table(
+        "events",
+        records=[
+            (v.campaign_id, v.number, v.kind.encode("ascii"), v.link, epoch + timedelta(seconds=v.at), v.bot, v.agent)
+            for v in visits
+            if v.campaign_id in known
+        ],
+        columns=("campaign_id", "number", "kind", "link", "at", "bot", "agent"),
+        timeout=timeout_seconds,
+    )
 
 
 async def forget(pool: Pool, journal: str, *, timeout_seconds: float) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from domain import links
 from inbound import handling, metrics
+from inbound.unsubscribe_copies import UnsubscribeCopies
 from inbound.worker import Worker
 from journal.feedback_files import FeedbackFiles
 from journal.visits import Visits
@@ -54,16 +56,29 @@ async def ready(process: asyncio.subprocess.Process) -> dict[str, tuple[str, int
     return {name: (place.rpartition(":")[0], int(place.rpartition(":")[2])) for name, place in places.items()}
 
 
+async def post(place: tuple[str, int], path: str, body: bytes = b"") -> bytes:
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(*place)
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+
+async def until(pool: Pool, question: str) -> None:
+    async with asyncio.timeout(30):
+        while not await pool.fetchval(question):
+            await asyncio.sleep(0.02)
+
+
 async def test_the_process_serves_both_doors_and_ends_clean_on_sigterm(
     tmp_path: Path, fresh_database_url: str, redis_url: str, pool: Pool, world: World
 ) -> None:
     process = await start(tmp_path, fresh_database_url, redis_url)
     try:
         places = await ready(process)
-        reader, writer = await asyncio.open_connection(*places["http"])
-        writer.write(f"POST /u/{world.token} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
-        assert (await reader.read()).startswith(b"HTTP/1.1 200")
-        assert await pool.fetchval("select state from subscribers") == "unsubscribed"
+        assert (await post(places["http"], f"/u/{world.token}")).startswith(b"HTTP/1.1 200")
+        await until(pool, "select state = 'unsubscribed' from subscribers")
         reader, writer = await asyncio.open_connection(*places["smtp"])
         assert (await reader.readline()).startswith(b"220 mx.mailer.example")
         for command, code in (
@@ -83,6 +98,60 @@ async def test_the_process_serves_both_doors_and_ends_clean_on_sigterm(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_kill_9_between_the_answer_and_the_store_loses_no_unsubscribe_and_doubles_none(
+    tmp_path: Path, fresh_database_url: str, redis_url: str, pool: Pool, world: World
+) -> None:
+    await pool.execute("update campaigns set from_email = 'news@mailer.example'")
+    other = await pool.fetchval(
+        "insert into subscribers (user_id, list_id, email, email_key) values ($1, $2, 'bob@reader.example', 'bob@reader.example') "
+        "returning id",
+        world.user_id,
+        world.list_id,
+    )
+    await pool.execute("insert into recipients values ($1, 2, $2, 'bob@reader.example', '{}')", world.campaign_id, other)
+    bob = links.token(world.keyring.derive("unsubscribe"), links.LinkParts(world.user_id, world.campaign_id, 2))
+    port = str(free_port())
+
+    async def begun() -> asyncio.subprocess.Process:
+        return await start(
+            tmp_path, fresh_database_url, redis_url, SLUICE_INBOUND_HTTP_PORT=port,
+            SLUICE_MAIL_LIST_UNSUBSCRIBE_TO="leavers@mailer.example",
+        )  # fmt: skip
+
+    async def killed(process: asyncio.subprocess.Process) -> None:
+        process.kill()
+        await process.wait()
+
+    process = await begun()
+    try:
+        places = await ready(process)
+        async with pool.acquire() as conn, conn.transaction():
+            await conn.execute("lock table recipients in access exclusive mode")  # PostgreSQL stands still where it is needed
+            answer = await post(places["http"], f"/u/{world.token}", b"List-Unsubscribe=One-Click")
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"Your wish is recorded" in answer
+            await killed(process)
+        assert await pool.fetchval("select state from subscribers where id = $1", world.subscriber_id) == "subscribed"
+
+        process = await begun()
+        await ready(process)
+        await until(pool, "select state = 'unsubscribed' from subscribers where email_key = 'ada@reader.example'")
+        await killed(process)
+        # She comes back; what was carried out before the second death is not done once more behind it
+        await pool.execute("update subscribers set state = 'subscribed'")
+        await pool.execute("update suppressions set removed_at = now()")
+        process = await begun()
+        places = await ready(process)
+        assert (await post(places["http"], f"/u/{bob}")).startswith(b"HTTP/1.1 200")
+        await until(pool, "select state = 'unsubscribed' from subscribers where email_key = 'bob@reader.example'")
+        assert await pool.fetchval("select state from subscribers where id = $1", world.subscriber_id) == "subscribed"
+        copies = await pool.fetch("select data->>'address' as left from recipients where campaign_id <> $1 order by 1", world.campaign_id)
+        assert [row["left"] for row in copies] == ["Ada@reader.example", "bob@reader.example"]
+    finally:
+        if process.returncode is None:
+            await killed(process)
 
 
 async def test_a_port_that_is_taken_is_named(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
@@ -158,8 +227,14 @@ async def test_a_heartbeat_names_what_was_lost_and_why(tmp_path: Path, pool: Poo
         visits.add(Visit(1, number, "o", 0, 1.5, "", "Mozilla/5.0"))
     worker = Worker(pool, handling.Keys(b"k" * 32, b"k" * 32), bounces.Rules(), tell)
     files = FeedbackFiles("n", tmp_path / "feedback", tmp_path / "remote.csv", tmp_path / "fbl.csv")
-    said = metrics.Status("n:1", "n", worker, visits, files).heartbeat()
+    requests = Visits(tmp_path / "requests")
+    requests.trouble = "no answer in time"
+    said = metrics.Status("n:1", "n", worker, visits, requests, files, UnsubscribeCopies(pool, "", b"")).heartbeat()
     assert (said["visits_recorded"], said["visits_lost"]) == (1, 2)
     assert said["visits_waiting_bytes"] > 0
-    assert said["trouble"] == ["2 opens and clicks were lost since the start: the disk budget for visits is used up"]
+    assert said["trouble"] == [
+        "unsubscribes and reports of abuse over HTTP are safe on disk and wait: no answer in time",
+        "2 opens and clicks were lost since the start: the disk budget is used up",
+    ]
     visits.close()
+    requests.close()

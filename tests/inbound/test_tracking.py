@@ -21,10 +21,8 @@ URLS = ["https://a.example/?x=1&y=2#z", "http://b.example/", "", "https://d.exam
 async def site(pool: Pool, world: World) -> AsyncIterator[Site]:
     async with pool.acquire() as conn:
         await tracking.keep_links(conn, world.campaign_id, URLS)
-    made = Site(pool, world)
-    await made.server.start()
-    yield made
-    await made.server.stop()
+    async with Site(pool, world).running() as made:
+        yield made
 
 
 def click(world: World, link: int, own: str = "") -> str:

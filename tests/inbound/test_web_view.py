@@ -42,10 +42,8 @@ async def sent(pool: Pool, world: World) -> Sent:
 
 @pytest.fixture
 async def site(pool: Pool, sent: Sent) -> AsyncIterator[Site]:
-    made = Site(pool, sent)
-    await made.server.start()
-    yield made
-    await made.server.stop()
+    async with Site(pool, sent).running() as made:
+        yield made
 
 
 async def test_the_page_is_the_html_part_octet_for_octet(site: Site, sent: Sent, pool: Pool) -> None:
