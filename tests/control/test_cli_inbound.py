@@ -1,6 +1,7 @@
 """`sluice inbound list` and `show`: what came, how it was read, what was done."""
 
 import asyncio
+import base64
 import json
 
 from store import inbound, postgres, received
@@ -11,6 +12,29 @@ from tests.control.test_cli import Sluice, answer, sluice
 __all__ = ["sluice"]
 
 RAW = b"Subject: Undelivered\r\n\r\n550 5.1.1 unknown\r\n\xff\x1b[2J\r\n"
+
+
+async def given_up(url: str) -> None:
+    """Three copies of unsubscribes, one of them given up."""
+    pool = await postgres.open_pool(url, 2)
+    try:
+        await pool.execute(
+            "insert into unsubscribe_copies (body, reason, given_up_at) values ('{}', '', null), ('{}', 'it answered 500', null), "
+            "('{}', 'it answered 404', now())"
+        )
+    finally:
+        await pool.close()
+
+
+def test_copies_of_unsubscribes_are_counted_and_sent_once_more(sluice: Sluice, fresh_database_url: str) -> None:
+    asyncio.run(given_up(fresh_database_url))
+    shown = sluice("inbound", "copies").stdout
+    assert "it answered 500" in shown
+    found = answer(sluice("inbound", "copies", "--json", "--retry"))
+    assert isinstance(found, dict)
+    assert (found["waiting"], found["given_up"]) == (3, 0)
+    secret = sluice("inbound", "copies", "--secret").stdout
+    assert len(base64.b64decode(secret.strip().removeprefix("whsec_"), validate=True)) == 32
 
 
 async def fill(url: str) -> None:

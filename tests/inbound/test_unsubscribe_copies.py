@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+from compose import mail_headers
+from config.settings import Mail
 from domain import feedback
 from inbound.unsubscribe_copies import AT_ONCE, UnsubscribeCopies
 from store import bounces, unsubscribe_copies
@@ -174,6 +176,11 @@ async def test_several_processes_share_them_and_one_that_died_holds_none_back_fo
         assert len(await unsubscribe_copies.take(conn, 2, 0.0)) == 2  # and no more is heard of who took them
     await asyncio.gather(*(work(UnsubscribeCopies(pool, receiver.url, KEY)) for _ in range(3)))
     assert len({each.headers["webhook-id"] for each in receiver.requests}) == len(receiver.requests) == 3 * AT_ONCE
+
+
+def test_the_header_of_messages_does_not_name_the_url() -> None:
+    assert mail_headers.unsubscribe_to(Mail(list_unsubscribe_to="https://crm.example/left"), b"garden.example") is None
+    assert mail_headers.unsubscribe_to(Mail(list_unsubscribe_to="l@%sender_domain%"), b"garden.example") == b"l@garden.example"
 
 
 async def test_without_a_url_what_waits_is_said_and_stays(world: World, pool: Pool) -> None:

@@ -1,13 +1,16 @@
 """journal.visits: every visit that was written is in PostgreSQL once, whenever the process or the server goes away."""
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from domain.errors import JournalError
-from journal.visits import Visits
+from config import tasks
+from domain.errors import JournalError, Unavailable
+from journal.visits import Held, Visits
 from store import tracking
-from store.postgres import Pool
+from store.postgres import Pool, PooledConnection
 from store.tracking import Visit
 from tests.store.campaigns import make_campaign
 
@@ -151,4 +154,78 @@ def test_the_names_of_files_tell_their_order(tmp_path: Path) -> None:
     written = [path.read_bytes() for path in visits.files()]
     assert [b",%d," % number in line for number, line in enumerate(written)] == [True] * 3
     assert all(path.stat().st_mode & 0o007 == 0 for path in visits.files())
+    visits.close()
+
+
+async def test_what_is_held_is_carried_out_in_order_and_once_however_often_it_breaks_off(pool: Pool, tmp_path: Path) -> None:
+    campaign = await make_campaign(pool, 2)
+    await pool.execute("create table done (number int)")
+    visits = Visits(tmp_path / "v", file_bytes=400)
+    for number in range(1, 9):
+        if number % 2:
+            visits.add(visit(campaign, number))
+        else:
+            assert await visits.hold(Held("unsubscribe", 1, campaign, number, b"", b"", 1.5))
+    assert len(visits.files()) > 1
+    settled: list[int] = []
+    breaks = [4, 4, 6]
+
+    async def carry_out(conn: PooledConnection, held: Held) -> Callable[[], None]:
+        assert held.number % 2 == 0
+        await conn.execute("insert into done values ($1)", held.number)
+        before = await conn.fetch("select number from events order by number")
+        assert [row["number"] for row in before] == list(range(1, held.number, 2)), "the visits before it are there"
+        if breaks and breaks[0] == held.number:
+            raise Unavailable(f"broken off at {breaks.pop(0)}")
+        return lambda: settled.append(held.number)
+
+    try:
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await visits.catch_up(pool, carry_out)
+        await visits.catch_up(pool, carry_out)
+        await visits.catch_up(pool, carry_out)
+        assert settled == [2, 4, 6, 8]
+        assert [row["number"] for row in await pool.fetch("select number from done")] == [2, 4, 6, 8]
+        assert await numbers(pool) == [1, 3, 5, 7]
+    finally:
+        await pool.execute("drop table done")
+        visits.close()
+
+
+async def test_many_who_hold_at_once_are_all_kept(pool: Pool, tmp_path: Path) -> None:
+    visits = Visits(tmp_path / "v", file_bytes=2000)
+    kept = await asyncio.gather(*(visits.hold(Held("abuse", 1, 1, number, b"q", b"\xff" * 50, 1.5)) for number in range(100)))
+    assert all(kept)
+    assert len(visits.files()) > 5
+    seen: list[int] = []
+
+    async def carry_out(conn: PooledConnection, held: Held) -> Callable[[], None]:
+        assert held.body == b"\xff" * 50
+        return lambda: seen.append(held.number)
+
+    await visits.catch_up(pool, carry_out)
+    assert seen == list(range(100))
+    visits.close()
+
+
+async def test_while_it_runs_what_is_held_is_carried_out_at_once_and_trouble_is_told(pool: Pool, tmp_path: Path) -> None:
+    visits = Visits(tmp_path / "v", interval_seconds=3600.0)
+    done = asyncio.Event()
+    stuck = asyncio.Event()
+
+    async def carry_out(conn: PooledConnection, held: Held) -> Callable[[], None]:
+        if held.number == 2:
+            raise RuntimeError("a bug")
+        return done.set
+
+    reader = asyncio.create_task(visits.run(pool, carry_out, stuck.set))
+    async with asyncio.timeout(30):
+        assert await visits.hold(Held("abuse", 1, 1, 1, b"", b"", 1.5))
+        await done.wait()
+        assert await visits.hold(Held("abuse", 1, 1, 2, b"", b"", 1.5))
+        await stuck.wait()
+    assert visits.trouble == "a bug"
+    assert not reader.done(), "the next try may be better"
+    await tasks.end([reader], 5.0)
     visits.close()
