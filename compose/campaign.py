@@ -64,7 +64,6 @@ class CompiledCampaign:
     ) -> None:
         self.content = content
         self.server = server
-        self.signer = signer
         field, sender = header_rules.from_address(content, server)
         if field != "enforced_from":
             mail_headers.check_from(field, sender, mail.forbidden_from)
@@ -115,11 +114,25 @@ class CompiledCampaign:
         self._compiled: list[liquid.Compiled] = []
         self._headers(layout, constants, sender_octets)
         layout.unsubscribe_to = mail_headers.unsubscribe_to(mail, domain)
-        lines, layout.cfbl = mail_headers.system(mail, content, domain)
-        layout.list_headers = (layout.list_headers or b"") + lines + self._custom(layout, constants)
+        before = (layout.list_headers or b"") + mail_headers.system(mail, content, domain)
+        self._lines = (before, *mail_headers.cfbl(mail, domain), self._custom(layout, constants))
+        self.signer = signer
         self._parts(layout, constants, markup.with_preheader(content.html, content.preheader, mail.preheader_template))
         layout.needs_data = self._tags.used or any(each.asks_for("subscriber") for each in self._compiled)
         self._dates: tuple[float, bytes, dict[str, Any]] | None = None
+
+    @property
+    def signer(self) -> DkimSigner | None:
+        """What signs the messages; with one for the domain of the complaint address they carry CFBL-Address, else they do not."""
+        return self._signer
+
+    @signer.setter
+    def signer(self, signer: DkimSigner | None) -> None:
+        before, cfbl, beside, behind = self._lines
+        covered = bool(cfbl) and (not beside or (signer is not None and beside in signer.domains))
+        self._layout.cfbl = covered
+        self._layout.list_headers = before + (cfbl if covered else b"") + behind
+        self._signer = signer
 
     def build(self, recipients: list[Recipient], *, composed_at: float, attempt: int) -> list[Message | Invalid]:
         """One answer for each recipient, in order: a message, or why its merge data or address is refused.
@@ -131,7 +144,7 @@ class CompiledCampaign:
         del attempt
         date_line, clock = self._at(composed_at)
         answers = self._layout.build(recipients, date_line, int(composed_at // 86400), clock)
-        return answers if self.signer is None else _signed(self.signer, answers, int(composed_at))
+        return answers if self._signer is None else _signed(self._signer, answers, int(composed_at))
 
     def page(self, recipient: Recipient, *, composed_at: float) -> str | None:
         """The text of the HTML part of a message, the text part where there is no HTML, None where there is neither.

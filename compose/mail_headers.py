@@ -81,23 +81,26 @@ def feedback_id(sender_id: str, content: CampaignContent) -> bytes:
     return f"Feedback-ID: c{content.id}:u{content.user_id}:{content.mail_class}:{sender_id}\r\n".encode("ascii")
 
 
-def system(mail: Mail, content: CampaignContent, sender_domain: bytes) -> tuple[bytes, bool]:
-    """The fields that are the same in every message of a campaign, and whether a CFBL-Feedback-ID belongs beside them.
-
-    CFBL-Address is left out where its domain is neither the From domain nor below it: nobody would believe it (RFC 9477 §3.1).
-    """
+def system(mail: Mail, content: CampaignContent, sender_domain: bytes) -> bytes:
+    """The fields that are the same in every message of a campaign."""
     lines = b""
-    cfbl = False
     if mail.x_mailer:
         lines += header.unstructured(b"X-Mailer", mail.x_mailer)
     if mail.complaints_to:
         lines += header.mailbox(b"X-Complaints-To", "", _address("mail.complaints_to", mail.complaints_to, sender_domain))
     if mail.feedback_sender_id:
         lines += feedback_id(mail.feedback_sender_id, content)
-    if mail.cfbl_address:
-        address = _address("mail.cfbl_address", mail.cfbl_address, sender_domain)
-        domain = address.rpartition(b"@")[2].lower()
-        cfbl = domain == sender_domain.lower() or domain.endswith(b"." + sender_domain.lower())
-        if cfbl:
-            lines += b"CFBL-Address: " + address + b"; report=arf\r\n"
-    return lines, cfbl
+    return lines
+
+
+def cfbl(mail: Mail, sender_domain: bytes) -> tuple[bytes, str]:
+    """The CFBL-Address field, empty for none, and the domain that must sign beside the From domain for it to be believed.
+
+    Empty where the address is in the From domain or below it (RFC 9477 §3.1.1, §3.1.2); else its own, in lower case (§3.1.3).
+    """
+    if not mail.cfbl_address:
+        return b"", ""
+    address = _address("mail.cfbl_address", mail.cfbl_address, sender_domain)
+    domain, sender = address.rpartition(b"@")[2].lower(), sender_domain.lower()
+    beside = "" if domain == sender or domain.endswith(b"." + sender) else domain.decode("ascii")
+    return b"CFBL-Address: " + address + b"; report=arf\r\n", beside

@@ -71,6 +71,7 @@ _DMARC = (Answer("Gmail", "4.7.31"), _MICROSOFT)
 _ALIGNMENT = (Answer("Gmail", "4.7.32"), _MICROSOFT)
 _UNAUTHENTICATED = (Answer("Gmail", "5.7.26"), _MICROSOFT)
 _ONE_CLICK = (Answer("Gmail", "", "no one-click button; spam folder for bulk senders"), Answer("Yahoo", "", "no one-click button"))
+_NO_REPORTS = (Answer("all", "", "CFBL-Address is ignored: no complaint is reported to it"),)
 _SPAM = (Answer("all", "", "counts as a sign of spam"),)
 
 
@@ -84,9 +85,13 @@ def _warning(name: str, what: str, advice: str, answers: tuple[Answer, ...] = ()
 
 # --- the messages -----------------------------------------------------------------------------------------------------------
 def content(
-    said: CampaignContent, built: Sequence[bytes | Invalid], data: Sequence[Mapping[str, Any]], known_fields: Iterable[str]
-) -> list[Finding]:
-    """What is wrong with the samples themselves. `built` are their wire octets; `data` the merge data of a larger sample."""
+    said: CampaignContent, built: Sequence[bytes | Invalid], data: Sequence[Mapping[str, Any]], known_fields: Iterable[str],
+    cfbl_domain: str = "",
+) -> list[Finding]:  # fmt: skip
+    """What is wrong with the samples themselves. `built` are their wire octets; `data` the merge data of a larger sample.
+
+    `cfbl_domain`: the domain that must sign beside the From domain for the messages to carry CFBL-Address; empty where none need.
+    """
     wires = [wire for wire in built if isinstance(wire, bytes)]
     refusals = [each for each in built if isinstance(each, Invalid)]
     found: list[Finding] = []
@@ -95,7 +100,7 @@ def content(
         found.append((_warning if wires else _blocking)("not_composed", share, "correct their merge data, or give the tag a default"))
     seen: dict[str, Finding] = {}
     for wire in wires:
-        for finding in [*_structure(wire), *_rules(said, wire)]:
+        for finding in [*_structure(wire), *_rules(said, wire), *_cfbl(wire, cfbl_domain)]:
             seen.setdefault(finding.name, finding)
     return found + list(seen.values()) + fields(said, data, known_fields)
 
@@ -246,6 +251,21 @@ def _rules(said: CampaignContent, wire: bytes) -> list[Finding]:
     return found
 
 
+def _cfbl(wire: bytes, domain: str) -> list[Finding]:
+    """B10: who must sign for a CFBL-Address (RFC 9477 §3.1)."""
+    message = email.message_from_bytes(wire, policy=email.policy.default)
+    if not message["cfbl-address"]:
+        if not domain:
+            return []
+        what = f"no DKIM key signs for {domain}, the domain of mail.cfbl_address, so the messages carry no CFBL-Address"
+        return [_warning("cfbl_left_out", what, f"`sluice dkim new {domain}` makes one and prints its DNS record", _NO_REPORTS)]
+    sender = message["from"].addresses[0].domain.lower() if message["from"] and message["from"].addresses else ""
+    if any(sender == each.domain or sender.endswith("." + each.domain) for each in verdicts(wire, {})):
+        return []
+    advice = f"`sluice dkim new {sender}` makes one and prints its DNS record"
+    return [_warning("cfbl_unsigned", f"CFBL-Address is there, but no DKIM key signs for {sender}", advice, _NO_REPORTS)]
+
+
 def _words(message: email.message.Message) -> str:
     assert isinstance(message, EmailMessage)
     parts = [message.get_body((kind,)) for kind in ("html", "plain")]
@@ -370,9 +390,8 @@ def _slug(text: str) -> str:
 
 def _lookups(facts: SenderFacts) -> list[tuple[str, object]]:
     named = [(each.name, value) for each in (facts.sender, facts.return_path) for value in (each.exists, each.mx, each.txt)]
-    return list(
-        dict([*named, (f"_dmarc.{facts.dmarc_name}", facts.dmarc), *((k.name, k.found) for k in facts.keys), *facts.hosts.items()]).items()
-    )
+    named += [(key.name, key.found) for key in (*facts.keys, *facts.beside)]
+    return list(dict([*named, (f"_dmarc.{facts.dmarc_name}", facts.dmarc), *facts.hosts.items()]).items())
 
 
 def _spf(facts: SenderFacts) -> list[Finding]:
@@ -404,12 +423,13 @@ def _dmarc(facts: SenderFacts) -> list[Finding]:
 
 
 def _dkim(facts: SenderFacts, wire: bytes | None) -> list[Finding]:
+    found: list[Finding] = []
     if not facts.keys:
         advice = f"`sluice dkim new {facts.sender.name}` makes one and prints its DNS record"
-        return [_blocking("dkim_missing", f"no DKIM key signs for {facts.sender.name}", advice, _DKIM)]
-    found: list[Finding] = []
+        found.append(_blocking("dkim_missing", f"no DKIM key signs for {facts.sender.name}", advice, _DKIM))
     published: dict[str, str] = {}
-    for key in facts.keys:
+    every = (*facts.keys, *facts.beside)
+    for at, key in enumerate(every):
         if key.found is None:
             continue
         good = [text for text in key.found if same_key(key.expected, text)]
@@ -417,14 +437,15 @@ def _dkim(facts: SenderFacts, wire: bytes | None) -> list[Finding]:
             published[key.name] = good[0]
         else:
             what = f"{key.name} {'holds another key' if key.found else 'is not in the DNS'}"
-            found.append(_blocking(f"dkim_record:{key.name}", what, f"publish the TXT record {key.expected}", _DKIM))
+            say, answers = (_blocking, _DKIM) if at < len(facts.keys) else (_warning, _NO_REPORTS)
+            found.append(say(f"dkim_record:{key.name}", what, f"publish the TXT record {key.expected}", answers))
         if 0 < key.bits < 2048 and "ed25519" not in key.expected:
             found.append(
                 _warning(
                     "dkim_short", f"the key {key.name} has {key.bits} bits", "2048 are advised: make another one", (Answer("Gmail", ""),)
                 )
             )
-    if wire is not None and len(published) == len(facts.keys):
+    if wire is not None and every and len(published) == len(every):
         for verdict in verdicts(wire, published):
             if not verdict.good:
                 what = f"the signature of {verdict.selector}._domainkey.{verdict.domain} does not verify: {verdict.reason}"

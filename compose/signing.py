@@ -1,4 +1,4 @@
-"""Signs messages with the DKIM keys of one domain: RSA first, Ed25519 second, each a field of its own (RFC 6376, 8301, 8463).
+"""Signs messages with the DKIM keys of their domains: RSA first, Ed25519 second, each a field of its own (RFC 6376, 8301, 8463).
 
 RSA PKCS #1 v1.5 and Ed25519 draw no random numbers, so the same message at the same time gets the same octets from every engine.
 Keys are parsed once per process and shared by all campaigns of a domain; nothing is looked up per message.
@@ -6,15 +6,16 @@ Keys are parsed once per process and shared by all campaigns of a domain; nothin
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from compose import dkim_keys, signing_lanes
+from compose import dkim_keys, mail_headers, signing_lanes
 from compose.header_rules import address_octets, domain_octets, from_address, mail_from
+from config.settings import Mail
 from domain import dkim
 from domain.campaign import CampaignContent
 from domain.dkim import DkimKey
@@ -62,12 +63,13 @@ class SigningKey:
 
 
 class DkimSigner:
-    """Signs for one domain with all of its active keys."""
+    """Signs with all of the keys it was given. `domains`: those they are of."""
 
     def __init__(self, keys: Sequence[SigningKey]) -> None:
         if not keys:
             raise ValueError("a signer needs a key")
         self.keys = tuple(keys)
+        self.domains = frozenset(key.domain for key in keys)
         self._fields = Fields([(k.algorithm.encode(), k.domain.encode(), k.selector.encode(), k.octets) for k in keys])
 
     def sign(self, messages: list[bytes], timestamp: int) -> list[bytes | Invalid]:
@@ -123,14 +125,42 @@ class ParsedKeys:
         return DkimSigner(found) if found else None
 
 
-def domains_of(content: CampaignContent, server: DeliveryServer) -> list[str]:
-    """The domains whose keys may sign a campaign, best first; none for mail of others, and where an address is no good."""
+class SigningDomains(NamedTuple):
+    """Whose keys may sign the messages of one campaign."""
+
+    user_id: int
+    sender: list[str]  # one of these does, best first
+    feedback: str  # and this one beside it, for the CFBL-Address (RFC 9477 §3.1.3); empty where no other need
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [*self.sender, self.feedback] if self.feedback else self.sender
+
+    def choose(self, keys: Iterable[DkimKey], operator: int) -> tuple[list[DkimKey], list[DkimKey]]:
+        """Of these keys those that sign for the sender, and those beside them: none where the former are of that domain already.
+
+        Only the user's own sign for the sender. For the complaint address the operator's go before his (docs/decisions/0031).
+        """
+        keys = list(keys)
+        own = [key for key in keys if key.user_id == self.user_id]
+        sender = dkim.choose(own, self.sender)
+        if not self.feedback or any(key.domain == self.feedback for key in sender):
+            return sender, []
+        operators = [key for key in keys if key.user_id == operator]
+        return sender, dkim.choose(operators, [self.feedback]) or dkim.choose(own, [self.feedback])
+
+
+def domains_of(content: CampaignContent, server: DeliveryServer, mail: Mail) -> SigningDomains:
+    """The domains whose keys may sign a campaign; none for mail of others, and where an address is no good."""
     if not content.sign:
-        return []
+        return SigningDomains(content.user_id, [], "")
     try:
-        sender, _ = address_octets(*from_address(content, server))
-        kind, back = mail_from(content, server)
+        sender = address_octets(*from_address(content, server))[0].rpartition(b"@")[2]
+        kind, back = mail_from(content, server, mail.sender_domain, mail.catch_all_domain)
         back_domain = domain_octets("mfrom", back) if kind == "domain" else address_octets("mfrom", back)[0].rpartition(b"@")[2]
+        # A raw message goes out with the header it came with
+        feedback = "" if content.raw else mail_headers.cfbl(mail, sender)[1]
     except Invalid:
-        return []
-    return dkim.signing_domains(sender.rpartition(b"@")[2].decode("ascii"), back_domain.decode("ascii"))
+        return SigningDomains(content.user_id, [], "")
+    return SigningDomains(content.user_id, dkim.signing_domains(sender.decode("ascii"), back_domain.decode("ascii")), feedback)

@@ -69,16 +69,18 @@ async def report(services: Services, campaign_id: int, *, dns: bool) -> Prefligh
         content = await campaigns.content(conn, campaign_id)
         server = await egress.get(conn, content.user_id, content.delivery_server_id)
         people, known = await samples.of_list(conn, content.list_id, COUNTED), await samples.field_names(conn, content.list_id)
-    domains = domains_of(content, server)
-    chosen = dkim.choose(await keys.active(services.pool, [content.user_id], domains), domains) if domains else []
-    built = await asyncio.to_thread(_compose, services, content, server, chosen, _spread(people, COMPOSED))
+        operator = await keys.operator(conn)
+    domains = domains_of(content, server, services.settings.mail)
+    chosen, beside = domains.choose(await keys.active(services.pool, [content.user_id, operator], domains.names), operator)
+    built = await asyncio.to_thread(_compose, services, content, server, [*chosen, *beside], _spread(people, COMPOSED))
     data = [msgspec.json.decode(each.data, type=dict[str, Any]) for each in people]
-    findings = await asyncio.to_thread(preflight.content, content, built, data, known)
+    findings = await asyncio.to_thread(preflight.content, content, built, data, known, domains.feedback)
     if dns:
         wire = next((each for each in built if isinstance(each, bytes)), None)
         hosts = [host for host in _hosts(services, content, server) if host]
         name_server = NameServer(services.settings.preflight)
         facts = await name_server.sender(*_sending_domains(services, content, server), chosen, hosts)
+        facts = msgspec.structs.replace(facts, beside=tuple(await asyncio.gather(*map(name_server.key, beside))))
         findings += preflight.sender(facts, wire)
     findings.sort(key=lambda finding: finding.severity != "blocking")
     ready = not any(finding.severity == "blocking" for finding in findings)

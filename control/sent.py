@@ -15,6 +15,7 @@ from litestar.params import FromPath
 from compose.raw import compiled
 from compose.signing import DkimSigner, ParsedKeys, domains_of
 from compose.verifying import verdicts
+from config.settings import Mail
 from control.guards import Caller
 from control.parameters import Id
 from control.services import Services
@@ -22,7 +23,8 @@ from domain import dkim
 from domain.dkim import DkimKey
 from domain.errors import Invalid
 from store import campaigns, sent
-from store.postgres import connection
+from store import dkim as stored
+from store.postgres import PooledConnection, connection
 from store.sent import SentMessage
 
 
@@ -78,13 +80,20 @@ class SentController(Controller):
             if number is None:
                 number = (await campaigns.recipient(conn, campaign_id, None, recipient)).number
             found = await sent.find(conn, caller.sees, campaign_id, number)
-            keys = await sent.keys_at(conn, found.content.user_id, domains_of(found.content, found.server), found.at)
-        return await asyncio.to_thread(make_again, services, found, keys)
+            chosen = await signed_with(conn, found, services.settings.mail)
+        return await asyncio.to_thread(make_again, services, found, chosen)
 
 
-def make_again(services: Services, found: SentMessage, keys: list[DkimKey]) -> MadeAgain:
-    """Compose, sign and verify. Raises Invalid where the recipient gets no message any more."""
-    chosen = dkim.choose(keys, domains_of(found.content, found.server))
+async def signed_with(conn: PooledConnection, found: SentMessage, mail: Mail) -> list[DkimKey]:
+    """The keys that signed a message when it was sent, as far as they have not been deleted since."""
+    domains, operator = domains_of(found.content, found.server, mail), await stored.operator(conn)
+    keys = await sent.keys_at(conn, [found.content.user_id, operator], domains.names, found.at)
+    sender, feedback = domains.choose(keys, operator)
+    return [*sender, *feedback]
+
+
+def make_again(services: Services, found: SentMessage, chosen: list[DkimKey]) -> MadeAgain:
+    """Compose, sign with the chosen keys and verify. Raises Invalid where the recipient gets no message any more."""
     settings = services.settings
     signer = _signer(services, chosen)
     made = compiled(found.content, found.server, services.keyring, settings.inbound.public_url, signer, settings.mail)

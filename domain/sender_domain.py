@@ -49,6 +49,7 @@ class SenderFacts(msgspec.Struct, frozen=True, kw_only=True):
     dmarc: tuple[str, ...] | None
     keys: tuple[KeyFacts, ...]
     hosts: dict[str, bool | None]
+    beside: tuple[KeyFacts, ...] = ()  # those that sign for the CFBL-Address alone (RFC 9477 §3.1.3)
 
 
 def parents(domain: str) -> list[str]:

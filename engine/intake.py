@@ -61,7 +61,7 @@ class Intake:
         self._ledger = ledger
         self._journal = journal
         self._keyring = keyring
-        self.signing = SigningKeys(pool, keyring)
+        self.signing = SigningKeys(pool, keyring, mail)
         self._public_url = public_url
         self._mail = mail
         self._in_hand: dict[Key, Batch] = {}  # taken from Redis, not leased yet

@@ -9,6 +9,7 @@ import asyncpg
 from domain.dkim import ACTIVE, RETIRING, Algorithm, DkimKey
 from domain.errors import Conflict, NotFound
 from store.postgres import Pool, PooledConnection, transaction
+from store.users import ADMIN_NAME
 
 _COLUMNS = "id, user_id, domain, selector, algorithm, bits, public_key, private_key_sealed, state, created_at, activated_at, retired_at"
 
@@ -126,6 +127,11 @@ async def selectors(conn: PooledConnection, user_id: int, domain: str) -> set[st
 async def version(pool: Pool) -> int:
     """The number that every change of a signing key raises."""
     return int(await pool.fetchval("select version from dkim_version"))
+
+
+async def operator(conn: Pool | PooledConnection) -> int:
+    """The user whose keys sign for addresses of the whole installation; 0 while there is no such user."""
+    return int(await conn.fetchval("select id from users where name = $1", ADMIN_NAME) or 0)
 
 
 async def active(pool: Pool, user_ids: list[int], domains: list[str]) -> list[DkimKey]:

@@ -60,12 +60,12 @@ async def find(conn: PooledConnection, user_id: int | None, campaign_id: int, nu
     )
 
 
-async def keys_at(conn: PooledConnection, user_id: int, domains: list[str], at: datetime) -> list[DkimKey]:
-    """The keys that signed for any of `domains` at that time, as far as they have not been deleted since."""
+async def keys_at(conn: PooledConnection, user_ids: list[int], domains: list[str], at: datetime) -> list[DkimKey]:
+    """The keys of these users that signed for any of `domains` at that time, as far as they have not been deleted since."""
     rows = await conn.fetch(
-        f"select {_KEY_COLUMNS} from dkim_keys where user_id = $1 and domain = any($2) and activated_at <= $3 "
+        f"select {_KEY_COLUMNS} from dkim_keys where user_id = any($1) and domain = any($2) and activated_at <= $3 "
         "and (retired_at is null or retired_at > $3)",
-        user_id,
+        user_ids,
         domains,
         at,
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compose.campaign import CompiledCampaign, Message
-from compose.mail_headers import check_from, custom_name
+from compose.mail_headers import cfbl, check_from, custom_name
 from config.settings import Mail
 from domain import return_path
 from domain.errors import Invalid
@@ -68,6 +68,27 @@ def test_a_complaint_address_nobody_would_believe_is_left_out() -> None:
     assert message["CFBL-Address"] is None
     assert message["CFBL-Feedback-ID"] is None
     assert parsed(sent(compiled(mail, from_email="a@elsewhere.example"))[2])["CFBL-Address"] == "fbl@elsewhere.example; report=arf"
+    without = msgspec.structs.replace(ALL, cfbl_address="")
+    assert sent(compiled(mail))[2] == sent(compiled(without))[2]
+
+
+@pytest.mark.parametrize(
+    ("address", "sender", "beside"),
+    [
+        ("fbl@garden.example", b"garden.example", ""),
+        ("fbl@Fbl.Garden.example", b"GARDEN.example", ""),
+        ("fbl@%sender_domain%", b"garden.example", ""),
+        ("fbl@x.%sender_domain%", b"garden.example", ""),
+        ("fbl@Operator.example", b"garden.example", "operator.example"),
+        ("fbl@garden.example", b"news.garden.example", "garden.example"),
+        ("fbl@nogarden.example", b"garden.example", "nogarden.example"),
+    ],
+)
+def test_who_must_sign_beside_the_from_domain_for_a_complaint_address(address: str, sender: bytes, beside: str) -> None:
+    line, found = cfbl(Mail(cfbl_address=address), sender)
+    assert found == beside
+    assert line == b"CFBL-Address: %b; report=arf\r\n" % address.replace("%sender_domain%", sender.decode()).encode()
+    assert cfbl(Mail(), sender) == (b"", "")
 
 
 @pytest.mark.parametrize(

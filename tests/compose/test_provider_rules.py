@@ -13,9 +13,13 @@ from compose.campaign import CompiledCampaign
 from compose.signing import DkimSigner, SigningKey
 from compose.verifying import verdicts
 from config.settings import Mail
+from domain import states
+from domain.bounce import shipped_rules
 from domain.dkim import DkimKey
 from domain.errors import Invalid
 from domain.sender_domain import DomainFacts, KeyFacts, SenderFacts
+from engine import disposition
+from ext.smtp_session import STAGE_CONTENT
 from tests.compose.test_campaign import COMPOSED_AT, CONTENT, KEYRING, PUBLIC_URL, SERVER, parsed, recipient
 from tests.reference.dkim_verdicts import verdicts as oracle
 
@@ -101,6 +105,18 @@ def test_b3_findings_name_the_codes_that_gmail_answers_with() -> None:
     assert {answer.code for finding in every for answer in finding.answers if answer.provider == "Gmail"} == {"4.7.31", "4.7.30 / 5.7.30"}
 
 
+@pytest.mark.parametrize("detail", ["23", "25", "26", "27", "29", "30", "31", "32", "515"])
+def test_b3_the_codes_blame_the_sender_and_never_cost_an_address(detail: str) -> None:
+    for code in (421, 450, 550, 554):
+        reply = f"{code // 100}.7.{detail} This mail has been rejected; see the guidelines for senders"
+        reason = shipped_rules().classify(code, reply)
+        assert (reason.category, reason.fault, reason.hard) == ("policy-related", "sender", False), reply
+        what = disposition.decide(STAGE_CONTENT, code, reason)
+        assert what.path == "throttle"
+        if code < 500:
+            assert what.recipient in (states.DEFERRED, disposition.REQUEUED)
+
+
 def test_b4_one_sender_a_valid_message_id_and_single_fields_once() -> None:
     wire = one()
     message = parsed(wire)
@@ -151,9 +167,13 @@ def test_b7_one_click_unsubscribe_with_one_https_address_that_is_signed() -> Non
 
 
 def test_b8_the_list_is_named_the_same_in_every_message() -> None:
-    ids = {parsed(wire)["list-id"] for wire in wires() if isinstance(wire, bytes)}
+    every = [*wires(), *wires(id=8, mail_class="autoresponder"), one(text="")]
+    ids = {parsed(wire)["list-id"] for wire in every if isinstance(wire, bytes)}
     assert len(ids) == 1
     assert re.search(r"<list-5\.user-3\.[a-z.]+>$", ids.pop())
+    assert re.search(r"<list-6\.user-3\.[a-z.]+>$", parsed(one(list_id=6))["list-id"])
+    assert "list-id" in verdicts(one(), {})[0].headers
+    assert not [name for name in parsed(one(list_id=0)) if name.lower().startswith("list-")], "no list, nothing to leave"
 
 
 def test_b9_feedback_id_has_four_parts_that_differ_and_is_signed() -> None:
@@ -166,12 +186,42 @@ def test_b9_feedback_id_has_four_parts_that_differ_and_is_signed() -> None:
     assert "feedback_id" in names(wires(mail=Mail(feedback_sender_id="ab")))
 
 
+def test_b10_a_cfbl_address_of_another_domain_is_signed_for_by_both_or_left_out() -> None:
+    other = Mail(cfbl_address="fbl@operator.example")
+    made = dkim_keys.make("ed25519-sha256")
+    beside = msgspec.structs.replace(
+        KEY, id=2, user_id=1, domain="operator.example", selector="o1", algorithm="ed25519-sha256", public_key=made.public_key
+    )
+    alone = SigningKey("operator.example", "o1", "ed25519-sha256", dkim_keys.parse(made.private_key))
+    signer = DkimSigner([*SIGNER.keys, alone])
+    wire = one(mail=other, signer=signer)
+    assert oracle(wire, {KEY.record_name: KEY.record, beside.record_name: beside.record}) == [True, True]
+    assert [{"cfbl-address", "cfbl-feedback-id"} <= set(each.headers) for each in verdicts(wire, {})] == [True, True]
+    for given, found in ((signer, []), (SIGNER, ["cfbl_left_out"]), (DkimSigner([alone]), ["cfbl_unsigned"]), (None, ["cfbl_left_out"])):
+        said = preflight.content(CONTENT, [one(mail=other, signer=given)], [{"first_name": "Ann"}], ["first_name"], "operator.example")
+        assert [each.name for each in said if each.name.startswith("cfbl")] == found
+        assert all(each.severity == "warning" for each in said if each.name.startswith("cfbl"))
+        assert ("operator.example" in "".join(each.what for each in said)) == (found == ["cfbl_left_out"])
+    assert "cfbl-address" not in parsed(one(mail=other))
+    assert "cfbl-feedback-id" not in parsed(one(mail=other))
+
+    # the record of the second key: without it the mail is as good as ever, so nothing is held
+    record = KeyFacts(name=beside.record_name, domain=beside.domain, bits=256, expected=beside.record, found=(beside.record,))
+    assert [each.name for each in preflight.sender(facts(beside=(record,)), wire)] == []
+    [finding] = preflight.sender(facts(beside=(msgspec.structs.replace(record, found=()),)), wire)
+    assert (finding.name, finding.severity) == ("dkim_record:o1._domainkey.operator.example", "warning")
+    [finding] = preflight.sender(facts(keys=(), beside=(record,)), None)
+    assert finding.name == "dkim_missing", "a key for the complaint address is none for the sender"
+    assert "cfbl_unsigned" in names(wires(signer=None))
+
+
 def test_b10_cfbl_address_once_in_the_from_domain_and_signed() -> None:
     wire = one()
     message = parsed(wire)
     assert message["cfbl-address"] == "fbl@garden.example; report=arf"
     assert message["cfbl-feedback-id"] == message["x-fblid"]
     assert {"cfbl-address", "cfbl-feedback-id"} <= set(verdicts(wire, {})[0].headers)
+    assert wire.lower().count(b"\r\ncfbl-address:") == wire.lower().count(b"\r\ncfbl-feedback-id:") == 1
     assert "cfbl-address" not in parsed(one(mail=Mail(cfbl_address="fbl@other.example")))
 
 

@@ -9,7 +9,10 @@ import pytest
 
 from compose import dkim_keys
 from compose.campaign import CompiledCampaign
-from compose.signing import DkimSigner, ParsedKeys, SigningKey
+from compose.raw import RawMessage
+from compose.signing import DkimSigner, ParsedKeys, SigningDomains, SigningKey, domains_of
+from compose.verifying import verdicts as ours
+from config.settings import Mail
 from domain.campaign import Recipient
 from domain.dkim import DkimKey
 from domain.errors import Invalid
@@ -187,6 +190,107 @@ def test_parsed_keys_are_kept_and_the_oldest_go():
     assert parsed.signer([key(2)]) is None
     with pytest.raises(ValueError):
         parsed.add(key(4), b"damaged")
+
+
+OPERATOR = 1
+ELSEWHERE = Mail(cfbl_address="fbl@operator.example")
+BESIDE = DkimSigner([*BOTH.keys, signing_key("rsa2", "operator.example"), signing_key("ed2", "operator.example")])
+BESIDE_RECORDS = {**records("rsa", "ed"), **records("rsa2", "ed2", domain="operator.example")}
+
+
+def test_with_a_complaint_address_of_another_domain_both_domains_sign_for_it():
+    compiled = CompiledCampaign(CONTENT, SERVER, KEYRING, PUBLIC_URL, BESIDE, ELSEWHERE)
+    for to in RECIPIENTS:
+        wire = one(compiled, to)[2]
+        assert_sound(wire)
+        assert verdicts(wire, BESIDE_RECORDS) == [True] * 4
+        said = ours(wire, BESIDE_RECORDS)
+        assert [(each.domain, each.algorithm) for each in said] == [
+            ("garden.example", "rsa-sha256"), ("garden.example", "ed25519-sha256"),
+            ("operator.example", "rsa-sha256"), ("operator.example", "ed25519-sha256"),
+        ]  # fmt: skip
+        for each in said:
+            assert {"cfbl-address", "cfbl-feedback-id"} <= set(each.headers)
+        assert wire.count(b"\r\nCFBL-Address: fbl@operator.example; report=arf\r\n") == 1
+        forged = wire.replace(b"fbl@operator.example", b"fbl@operator.examplf")
+        assert verdicts(forged, BESIDE_RECORDS) == [False] * 4
+
+
+def test_the_complaint_address_comes_and_goes_with_the_signature_of_its_domain():
+    compiled = CompiledCampaign(CONTENT, SERVER, KEYRING, PUBLIC_URL, BOTH, ELSEWHERE)
+    plain = one(campaign(), RECIPIENTS[0])[2]
+    assert one(compiled, RECIPIENTS[0])[2] == plain, "nobody signs for the address, so it is not named"
+    compiled.signer = BESIDE
+    there = one(compiled, RECIPIENTS[0])[2]
+    assert b"\r\nCFBL-Feedback-ID: " in there
+    compiled.signer = DkimSigner([*BOTH.keys, signing_key("ed2", "operator.example")])
+    assert verdicts(one(compiled, RECIPIENTS[0])[2], BESIDE_RECORDS) == [True] * 3
+    compiled.signer = BOTH
+    assert one(compiled, RECIPIENTS[0])[2] == plain
+    compiled.signer = BESIDE
+    assert one(compiled, RECIPIENTS[0])[2] == there, "the same octets as before"
+
+
+def test_a_complaint_address_of_the_from_domain_needs_no_other_signature():
+    for address in ("fbl@garden.example", "fbl@a.Garden.example", "fbl@%sender_domain%"):
+        mail = Mail(cfbl_address=address)
+        assert domains_of(CONTENT, SERVER, mail) == domains_of(CONTENT, SERVER, Mail())
+        wire = one(CompiledCampaign(CONTENT, SERVER, KEYRING, PUBLIC_URL, BOTH, mail), RECIPIENTS[0])[2]
+        assert b"\r\nCFBL-Address: " in wire
+        assert verdicts(wire, records("rsa", "ed")) == [True, True]
+
+
+def ids(*chosen: list[DkimKey]) -> tuple[list[int], ...]:
+    return tuple([each.id for each in keys] for keys in chosen)
+
+
+def test_the_operators_key_signs_for_the_complaint_address_before_the_users_own():
+    wanted = domains_of(CONTENT, SERVER, ELSEWHERE)
+    assert wanted == SigningDomains(CONTENT.user_id, ["garden.example", "bounce.garden.example"], "operator.example")
+    mine = [key(1, user_id=3), key(2, user_id=3, algorithm="ed25519-sha256")]
+    own = [key(3, user_id=3, domain="operator.example")]
+    operators = [
+        key(4, user_id=OPERATOR, domain="operator.example", algorithm="ed25519-sha256"),
+        key(5, user_id=OPERATOR, domain="operator.example"),
+        key(6, user_id=OPERATOR, domain="operator.example", state="retiring"),
+        key(7, user_id=OPERATOR),
+    ]
+    strangers = [key(8, user_id=9), key(9, user_id=9, domain="operator.example")]
+    assert ids(*wanted.choose([*strangers, *own, *operators, *mine], OPERATOR)) == ([1, 2], [5, 4])
+    assert ids(*wanted.choose([*strangers, *own, *mine], OPERATOR)) == ([1, 2], [3])
+    assert ids(*wanted.choose([*strangers, *mine], OPERATOR)) == ([1, 2], []), "a stranger's key never signs"
+    assert ids(*wanted.choose([*strangers, *operators], OPERATOR)) == ([], [5, 4]), "nor the operator's for the sender"
+    assert ids(*wanted.choose([*strangers, *own], 0)) == ([], [3]), "there is no operator"
+    assert ids(*wanted.choose([*own, *mine], 3)) == ([1, 2], [3]), "the user is the operator"
+
+
+def test_a_signature_of_the_parent_domain_serves_for_both():
+    content = msgspec.structs.replace(CONTENT, from_email="letter@news.garden.example")
+    wanted = domains_of(content, SERVER, Mail(cfbl_address="fbl@garden.example"))
+    assert wanted.feedback == "garden.example"
+    above = key(1, user_id=3)
+    assert ids(*wanted.choose([above, key(2, user_id=OPERATOR)], OPERATOR)) == ([1], [])
+    below = key(3, user_id=3, domain="news.garden.example")
+    assert ids(*wanted.choose([above, below], OPERATOR)) == ([3], [1])
+
+
+def test_mail_that_comes_with_its_own_header_is_signed_for_its_sender_alone():
+    raw = msgspec.structs.replace(CONTENT, raw=b"From: letter@garden.example\r\nCFBL-Address: fbl@operator.example\r\n\r\nhello\r\n")
+    assert domains_of(raw, SERVER, ELSEWHERE).feedback == ""
+    message = RawMessage(raw, SERVER, KEYRING, BOTH, ELSEWHERE)
+    [answer] = message.build(RECIPIENTS[:1], composed_at=COMPOSED_AT, attempt=1)
+    assert not isinstance(answer, Invalid)
+    assert verdicts(answer[2], records("rsa", "ed")) == [True, True]
+    assert domains_of(msgspec.structs.replace(CONTENT, sign=False), SERVER, ELSEWHERE).names == []
+    assert domains_of(msgspec.structs.replace(CONTENT, from_email="no address"), SERVER, ELSEWHERE).names == []
+
+
+def test_the_return_path_of_the_whole_system_signs_where_the_server_has_none():
+    server = msgspec.structs.replace(SERVER, mfrom="")
+    mail = Mail(sender_domain="central.example", catch_all_domain="all.example")
+    assert domains_of(CONTENT, server, mail).sender == ["garden.example", "central.example"]
+    assert domains_of(CONTENT, server, Mail(catch_all_domain="all.example")).sender == ["garden.example", "all.example"]
+    assert domains_of(CONTENT, server, Mail()).sender == ["garden.example"]
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """Pre-flight through the API and the command, with a real name server: what it finds, what it holds, what force lets go."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from config.settings import Control, Preflight, Settings
+from config.settings import Control, Mail, Preflight, Settings
+from store import users
 from tests import name_server
 from tests.control.conftest import MAX_BODY_BYTES, Client
 from tests.control.test_campaigns import draft
@@ -27,7 +28,8 @@ async def settings() -> AsyncIterator[Settings]:
     """With a name server of our own that says nothing about silent.example."""
     async with name_server.serve(TABLE, silent=("silent.example", "_dmarc.silent.example")) as address:
         asked = Preflight(nameservers=(address,), timeout_seconds=0.5)
-        yield Settings(control=Control(max_body_bytes=MAX_BODY_BYTES), preflight=asked)
+        mail = Mail(cfbl_address="fbl@operator.example")
+        yield Settings(control=Control(max_body_bytes=MAX_BODY_BYTES), preflight=asked, mail=mail)
 
 
 async def findings(client: Client, campaign: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -62,6 +64,26 @@ async def test_bad_domains_are_named_with_the_answers_they_would_get(ada: Client
     silent = await campaign_on(ada, "b.good.example", from_email="news@silent.example", name="silent")
     assert "dns_silent" in await findings(ada, silent)
     assert "from_missing" not in await findings(ada, silent), "silence is no proof"
+
+
+async def test_a_complaint_address_of_another_domain_needs_a_key_of_the_operators(
+    ada: Client, make_client: Callable[[str, users.Scope], Awaitable[Client]]
+) -> None:
+    admin = await make_client(users.ADMIN_NAME, "admin")
+    made = await campaign_on(ada, "b.good.example", from_email="news@good.example", html=HTML, text="Hi\n{{ links.unsubscribe }}")
+    found = await findings(ada, made)
+    assert found["cfbl_left_out"]["severity"] == "warning"
+    assert "no DKIM key signs for operator.example, the domain of mail.cfbl_address" in found["cfbl_left_out"]["what"]
+    key = await admin.ok("POST", "/dkim-keys", json={"domain": "operator.example", "selector": "o1"})
+    found = await findings(ada, made)
+    assert "cfbl_left_out" not in found
+    assert found[f"dkim_record:{key['record_name']}"]["severity"] == "warning", "the mail is none the worse for it"
+    assert "cfbl_unsigned" in found, "and its sender has no key at all"
+    assert "dkim_missing" in found
+    await ada.ok("POST", "/dkim-keys", json={"domain": "good.example", "selector": "s1"})
+    assert not {"cfbl_unsigned", "dkim_missing"} & set(await findings(ada, made))
+    own = await campaign_on(ada, "b.good.example", from_email="news@operator.example", name="own")
+    assert not {"cfbl_left_out", f"dkim_record:{key['record_name']}"} & set(await findings(ada, own)), "its own domain is enough"
 
 
 async def test_a_blocking_finding_holds_the_start_unless_forced(ada: Client) -> None:

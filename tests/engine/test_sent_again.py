@@ -67,7 +67,7 @@ async def test_messages_are_made_again_with_their_signatures_and_seeds_got_their
     for campaign_id, number in numbers:
         async with connection(pool) as conn:
             what = await sent.find(conn, user, campaign_id, number)
-            then = await sent.keys_at(conn, user, ["sender.example"], what.at)
+            then = await api.signed_with(conn, what, Mail())
         again = api.make_again(services, what, then)
         assert base64.b64decode(again.message).replace(b"\r\n", b"\n") in wires
         assert again.identical, (again.size, again.recorded_size)

@@ -1,13 +1,17 @@
 """Engines sign what they send: a key made before or during a campaign is used, and a verifier that knows only the DNS record agrees."""
 
 import asyncio
+import base64
 from collections import Counter
 
-from compose import dkim_keys
+from compose import dkim_keys, verifying
 from config.keys import Keyring
+from config.settings import Mail, Settings
+from control import sent as api
+from control.services import Services
 from domain.dkim import Algorithm, DkimKey, seal_context
-from store import batch_queue, dkim
-from store.postgres import Pool
+from store import batch_queue, dkim, sent, status, users
+from store.postgres import Pool, connection, transaction
 from tests.engine.test_campaign_end_to_end import completed
 from tests.machine import Machine, until
 from tests.reference.dkim_verdicts import verdicts
@@ -18,9 +22,10 @@ KEYRING = Keyring(bytes.fromhex(SECRET))
 
 
 async def make_key(pool: Pool, selector: str, algorithm: Algorithm = "rsa-sha256", *, domain: str = "sender.example",
-                   activate: bool | None = None, keyring: Keyring = KEYRING) -> DkimKey:  # fmt: skip
+                   activate: bool | None = None, keyring: Keyring = KEYRING, user: int | None = None) -> DkimKey:  # fmt: skip
+    """A key of `user`, who is the first there is unless it is said."""
     made = await asyncio.to_thread(dkim_keys.make, algorithm)
-    user = await pool.fetchval("select min(id) from users")
+    user = user or await pool.fetchval("select min(id) from users")
     return await dkim.create(
         pool, user, domain=domain, selector=selector, algorithm=algorithm, bits=made.bits, public_key=made.public_key,
         seal=lambda key_id: keyring.seal(made.private_key, seal_context(key_id)), activate=activate,
@@ -126,3 +131,65 @@ async def test_mail_of_a_domain_without_a_key_is_signed_for_its_return_path(mach
     for message in messages:
         assert b"d=bounces.sender.example;" in message
         assert verdicts(sent_part(message), {key.record_name: key.record}) == [True]
+
+
+async def test_a_complaint_address_of_another_domain_has_that_domains_signature_or_is_left_out(machine: Machine, pool: Pool) -> None:
+    machine.environment["SLUICE_SECRETS__KEY"] = SECRET
+    machine.environment["SLUICE_MAIL__CFBL_ADDRESS"] = "fbl@operator.example"
+    await machine.sink()
+    both = await seed.campaign(pool, recipients=30, port=machine.sink_port, text="Grüße, {{ subscriber.first_name }}", state="draft")
+    later = await seed.campaign(pool, recipients=5, port=machine.sink_port, subject="Later", state="draft")
+    async with transaction(pool) as conn:
+        operator = (await users.create_user(conn, users.ADMIN_NAME)).id
+    second = await pool.fetchval("select user_id from campaigns where id = $1", later)
+    keys = [
+        await make_key(pool, "s1"),
+        await make_key(pool, "e1", "ed25519-sha256"),
+        await make_key(pool, "o1", domain="operator.example", user=operator),
+        await make_key(pool, "p1", "ed25519-sha256", domain="operator.example", user=operator),
+        await make_key(pool, "s2", user=second),
+    ]
+    await machine.engine()
+    await pool.execute("update campaigns set state = 'preparing' where id = $1", both)
+    await completed(machine, pool, both)
+    records = {key.record_name: key.record for key in keys}
+    wires = [sent_part(source) for source in await sources(machine)]
+    assert len(wires) == 30
+    for wire in wires:
+        assert verdicts(wire, records) == [True, True, True, True]
+        said = verifying.verdicts(wire, records)
+        assert [each.domain for each in said] == ["sender.example"] * 2 + ["operator.example"] * 2
+        assert all({"cfbl-address", "cfbl-feedback-id"} <= set(each.headers) for each in said)
+        assert wire.count(b"\r\nCFBL-Address: fbl@operator.example; report=arf\r\n") == 1
+
+    # without a key for that domain the mail goes out as ever, the address is not named, and the operator is told why
+    for key in keys[2:4]:
+        await dkim.retire(pool, operator, key.id)
+    client = batch_queue.connect(machine.environment["SLUICE_REDIS_URL"], 5.0)
+    await batch_queue.publish_change(client, "dkim")
+    await pool.execute("update campaigns set state = 'preparing' where id = $1", later)
+    await completed(machine, pool, later)
+
+    async def told() -> bool:
+        found = await status.gather(pool, client)
+        return any("no DKIM key signs for operator.example" in sentence for sentence in found.trouble)
+
+    await until(told, "the operator is told", 30, machine)
+    await client.aclose()
+    plain = [sent_part(source) for source in await sources(machine) if b"Subject: Later" in source]
+    assert len(plain) == 5
+    for wire in plain:
+        assert verdicts(wire, records) == [True]
+        assert b"CFBL-" not in wire.upper()
+
+    # and both are made again as they were, though the keys have retired since
+    services = Services(pool, None, KEYRING, Settings(mail=Mail(cfbl_address="fbl@operator.example")))  # type: ignore[arg-type]
+    for campaign, count in ((both, 4), (later, 1)):
+        for number in (1, 5):
+            async with connection(pool) as conn:
+                what = await sent.find(conn, None, campaign, number)
+                chosen = await api.signed_with(conn, what, services.settings.mail)
+            again = api.make_again(services, what, chosen)
+            assert again.size == again.recorded_size
+            assert [each.good for each in again.signatures] == [True] * count
+            assert base64.b64decode(again.message) in (wires if campaign == both else plain)

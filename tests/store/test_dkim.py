@@ -41,6 +41,17 @@ async def test_the_first_key_of_a_kind_signs_and_the_next_one_waits(pool: Pool) 
     assert {key.id for key in await dkim.active(pool, [ada], ["garden.example"])} == {first.id, other.id}
 
 
+async def test_the_operator_is_the_user_admin(pool: Pool) -> None:
+    assert await dkim.operator(pool) == 0
+    await user(pool)
+    admin = await user(pool, users.ADMIN_NAME)
+    assert await dkim.operator(pool) == admin
+    key = await create(pool, admin, "s1")
+    async with connection(pool) as conn:
+        assert await dkim.operator(conn) == admin
+    assert await dkim.active(pool, [admin], ["garden.example"]) == [key]
+
+
 async def test_activating_a_key_retires_the_one_before_it(pool: Pool) -> None:
     ada = await user(pool)
     first, second = await create(pool, ada, "s1"), await create(pool, ada, "s2")
