@@ -185,8 +185,8 @@ async def _name(journal: Journal, pool: Pool, in_doubt: list[Intent]) -> None:
         # The verdict stands before its `u`: should we be killed in the middle of this write, it must not be sent again
         if policy == "assume_delivered":
             journal.append(_outcome(states.KIND_DELIVERY, intent, now, queued_at, email, "2.0.0", f"assumed delivered: {DOUBT}", ""))
-        elif policy == "fail":
-            journal.append(_outcome(states.KIND_BOUNCE, intent, now, queued_at, email, "5.4.2", f"given up: {DOUBT}", "bad-connection"))
+        elif policy == "fail":  # no bounce: no refusal was read (P5)
+            journal.append(_outcome(states.KIND_EXPIRY, intent, now, queued_at, email, "5.4.2", f"given up: {DOUBT}", "bad-connection"))
         journal.append(_outcome(states.KIND_UNCERTAIN, intent, now, queued_at, email, "4.4.2", DOUBT, "bad-connection"))
     journal.write()
     await asyncio.to_thread(journal.sync)
