@@ -298,7 +298,7 @@ def csv_lines(bytes block not None, str kinds not None):
             if end <= 0:
                 raise Garbage(offset)
             if is_outcome(<char>start[offset + FRAME]):
-                reserve(&out, 2 * (end - offset) + 1024)
+                reserve(&out, 4 * (end - offset) + 1024)  # quotes are doubled, and the queue's name is written in two cells
                 open_outcome(start + offset + FRAME, &o)
                 if memchr(wanted, written_kind(&o), wanted_size) != NULL:
                     # most lines have the status of the line before
