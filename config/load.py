@@ -279,8 +279,11 @@ def _mail_problems(mail: Mail) -> list[tuple[str, str]]:
     for name in ("complaints_to", "cfbl_address", "list_unsubscribe_to"):
         address: str = getattr(mail, name)
         local, _, domain = address.replace("%sender_domain%", "a.example").rpartition("@")
-        if address and not is_web_address(address) and not (re.fullmatch(r"[A-Za-z0-9._+=-]{1,64}", local) and _is_domain(domain)):
-            url = ", or a URL such as https://example.com/unsubscribed" if name == "list_unsubscribe_to" else ""
+        may_be_url = name == "list_unsubscribe_to"
+        if may_be_url and is_web_address(address):
+            continue
+        if address and not (re.fullmatch(r"[A-Za-z0-9._+=-]{1,64}", local) and _is_domain(domain)):
+            url = ", or a URL such as https://example.com/unsubscribed" if may_be_url else ""
             found.append((f"mail.{name}", f"must be an address, such as complaints@%sender_domain%{url}"))
     if mail.feedback_sender_id and not re.fullmatch(r"[A-Za-z0-9_-]{5,15}", mail.feedback_sender_id):
         found.append(("mail.feedback_sender_id", "must be 5 to 15 letters, digits, dashes and underscores"))

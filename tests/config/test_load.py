@@ -127,6 +127,7 @@ def test_every_problem_is_reported_with_file_line_key_and_reason(tmp_path):
         ("[mail]\nlist_unsubscribe_to = 'https://%sender_domain%/x'", "users choose that domain"),
         ("[mail]\nlist_unsubscribe_to = 'https://h/a b'", "'https://h/a b' must be at most 2000 printable ASCII"),
         ("[mail]\ncfbl_address = 'a@b'", "mail.cfbl_address: must be an address"),
+        ("[mail]\ncfbl_address = 'https://garden.example/fbl'", "mail.cfbl_address: must be an address"),
         ("[mail]\nfeedback_sender_id = 'a:b'", "mail.feedback_sender_id: must be 5 to 15"),
         ("[mail]\nsender_domain = 'a b'", "mail.sender_domain: 'a b' is not a domain name"),
         ("[mail]\nforbidden_from = ['hotmail']", "mail.forbidden_from: 'hotmail' matches no address"),
