@@ -38,7 +38,6 @@ GMAIL_CLIPS_BYTES: Final = 102 * 1024  # of the HTML part; what lies behind is h
 MAX_MESSAGE_BYTES: Final = 20 * 1024 * 1024
 MAX_LINE_OCTETS: Final = 998  # RFC 5322 §2.1.1
 MANY_LINKS: Final = 100
-SOME_PERCENT: Final = 5.0  # so many recipients without a value are worth a word
 ONCE: Final = ("date", "from", "sender", "reply-to", "to", "cc", "message-id", "subject", "mime-version", "content-type",
                "list-unsubscribe", "list-unsubscribe-post", "list-id", "feedback-id", "cfbl-address", "cfbl-feedback-id")  # fmt: skip
 SHORTENERS: Final = frozenset(("bit.ly", "tinyurl.com", "t.co", "goo.gl", "ow.ly", "is.gd", "buff.ly", "rebrand.ly", "cutt.ly", "t.ly"))
@@ -283,19 +282,11 @@ def plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def asked(source: str) -> dict[str, bool]:
-    """The fields of the subscriber that a template shows -> whether it says what stands in for no value."""
-    guarded = {name for logic in _LOGIC.findall(source) for pair in _FIELD.findall(logic) for name in pair if name}
-    shown: dict[str, bool] = {}
-    for output in _OUTPUT.findall(source):
-        for pair in _FIELD.findall(output):
-            name = pair[0] or pair[1]
-            shown[name] = shown.get(name, True) and (name in guarded or "default" in output)
-    for match in TAG.finditer(source):
-        if match[1] and plain(match[1]) == "subscriber":
-            name = plain(match[2])
-            shown[name] = shown.get(name, True) and bool(match[3])
-    return shown
+def asked(source: str) -> list[str]:
+    """The fields of the subscriber that a template shows, each once."""
+    shown = [name for output in _OUTPUT.findall(source) for pair in _FIELD.findall(output) for name in pair if name]
+    shown += [plain(match[2]) for match in TAG.finditer(source) if match[1] and plain(match[1]) == "subscriber"]
+    return list(dict.fromkeys(shown))
 
 
 _ASSIGNED = re.compile(r"^\s*(?:assign|capture|increment|decrement|for|tablerow)\s+([A-Za-z_]\w*)")
@@ -329,7 +320,7 @@ def unknown_variables(source: str) -> list[str]:
 
 
 def fields(said: CampaignContent, data: Sequence[Mapping[str, Any]], known_fields: Iterable[str]) -> list[Finding]:
-    """Fields that the list does not have, and those that stay empty for many."""
+    """Variables and fields that nobody has. What is empty for some is counted by `compose.empty_values`."""
     known = {plain(name): name for name in known_fields}
     ours = {"id", "email", "subscriberid", "hashedsubscriberid", "emailaddress", "subscriptionip", "subscriptiondate"}
     found = []
@@ -337,18 +328,14 @@ def fields(said: CampaignContent, data: Sequence[Mapping[str, Any]], known_field
     for name in unknown_variables("\n".join(sources)):
         what = f"{{{{ {name} }}}} is always empty: there is no such variable"
         found.append(_warning(f"variable_unknown:{name}", what, f"fields of the recipient are {{{{ subscriber.{name} }}}}"))
-    for name, covered in asked("\n".join(sources)).items():
+    for name in asked("\n".join(sources)):
         if plain(name) in ours:
             continue
         values = [each.get(name, each.get(known.get(plain(name), ""))) for each in data]
         empty = sum(value is None or value == "" or value == [] for value in values)
-        percent = 100.0 * empty / len(values) if values else 0.0
         if plain(name) not in known and empty == len(values):
             what = f"no recipient has the field {name!r}" if values else f"the list has no field {name!r}"
             found.append(_warning(f"field_unknown:{name}", what, f"the list has {', '.join(sorted(known.values())[:20]) or 'no fields'}"))
-        elif percent >= SOME_PERCENT and not covered:
-            what = f"the field {name!r} is empty for {percent:.0f} % of {len(values):,} recipients"
-            found.append(_warning(f"field_empty:{name}", what, f"say what stands in for it: {{{{ subscriber.{name} | default: '...' }}}}"))
     return found
 
 

@@ -14,7 +14,7 @@ import msgspec
 from litestar import Controller, post
 from litestar.di import NamedDependency
 
-from compose import header_rules, preflight
+from compose import empty_values, header_rules, preflight
 from compose.campaign import CompiledCampaign
 from compose.preflight import Finding
 from compose.signing import DkimSigner, ParsedKeys, domains_of
@@ -33,7 +33,7 @@ from store import dkim as keys
 from store.postgres import connection
 
 COMPOSED = 20  # samples that are composed and looked at
-COUNTED = 1000  # recipients whose merge fields are counted
+COUNTED = 1000  # recipients for whom empty values are counted
 
 
 class PreflightReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +75,8 @@ async def report(services: Services, campaign_id: int, *, dns: bool) -> Prefligh
     built = await asyncio.to_thread(_compose, services, content, server, [*chosen, *beside], _spread(people, COMPOSED))
     data = [msgspec.json.decode(each.data, type=dict[str, Any]) for each in people]
     findings = await asyncio.to_thread(preflight.content, content, built, data, known, domains.feedback)
+    counted = await asyncio.to_thread(_count_empty, services, content, server, people)
+    findings += empty_values.findings(counted, findings)
     if dns:
         wire = next((each for each in built if isinstance(each, bytes)), None)
         hosts = [host for host in _hosts(services, content, server) if host]
@@ -113,6 +115,12 @@ def _compose(
     compiled = CompiledCampaign(content, server, services.keyring, settings.inbound.public_url, signer, settings.mail)
     built = compiled.build(people, composed_at=time.time(), attempt=1)
     return [each if isinstance(each, Invalid) else each[2] for each in built]
+
+
+def _count_empty(services: Services, content: CampaignContent, server: DeliveryServer, people: list[Recipient]) -> empty_values.Counted:
+    settings = services.settings
+    unsigned = CompiledCampaign(content, server, services.keyring, settings.inbound.public_url, None, settings.mail)
+    return empty_values.count(unsigned, people, composed_at=time.time())
 
 
 def _signer(services: Services, chosen: list[DkimKey]) -> DkimSigner | None:

@@ -225,17 +225,15 @@ def test_b10_cfbl_address_once_in_the_from_domain_and_signed() -> None:
     assert "cfbl-address" not in parsed(one(mail=Mail(cfbl_address="fbl@other.example")))
 
 
-def test_fields_that_nobody_or_not_everybody_has_are_counted() -> None:
+def test_fields_that_nobody_has_are_named() -> None:
     said = msgspec.structs.replace(
         CONTENT, subject="{{ subscriber.city }}", text="%Subscriber:Nick% %Subscriber:City|there% {{ subscriber['zip'] }}",
         html='{% if subscriber.vip %}{{ subscriber.vip }}{% endif %}{{ subscriber.email }}{{ subscriber.first_name | default: "you" }}',
     )  # fmt: skip
     data = [{"city": "Rome" if n % 4 else "", "zip": "1"} for n in range(100)]
-    found = {each.name: each.what for each in preflight.fields(said, data, ["city", "zip", "vip", "first_name"])}
-    assert set(found) == {"field_empty:city", "field_unknown:nick"}
+    assert [each.name for each in preflight.fields(said, data, ["city", "zip", "vip", "first_name"])] == ["field_unknown:nick"]
     source = "{{ first_name }}{% assign a = 1 %}{{ a }}{{ links.x }}{{ 5 }}"
     assert preflight.unknown_variables(source) == ["first_name"]
-    assert "25 % of 100" in found["field_empty:city"]
 
 
 def test_what_a_filter_would_count_is_said() -> None:

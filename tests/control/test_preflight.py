@@ -56,6 +56,22 @@ async def test_a_campaign_of_good_domains_has_only_its_key_missing(ada: Client, 
     await eve.refused(404, "POST", f"/campaigns/{made['id']}/preflight")
 
 
+async def test_values_that_are_empty_for_some_are_named_with_one_of_them(ada: Client) -> None:
+    html = HTML + "{{ subscriber.city }}%Subscriber:First_Name%{{ subscriber.first_name | default: 'you' }}"
+    made = await campaign_on(ada, "b.good.example", from_email="news@good.example", html=html, subject="News")
+    assert not [name for name in await findings(ada, made) if name.startswith("value_empty")]
+    rows = "email,first_name\nnobody@reader.example,\n" + "".join(f"p{number}@reader.example,Ann\n" for number in range(7))
+    headers = {"content-type": "text/csv"}
+    await ada.ok("POST", f"/lists/{made['list_id']}/imports", content=rows.encode(), headers=headers)
+    found = await findings(ada, made)
+    assert "field_unknown:city" in found
+    empty = {name: each for name, each in found.items() if name.startswith("value_empty")}
+    assert set(empty) == {"value_empty:subscriber.first_name", "value_empty:%Subscriber:First_Name%"}
+    said = empty["value_empty:subscriber.first_name"]
+    assert said["what"] == "{{ subscriber.first_name }} is empty for 10 % of 10 recipients, for example nobody@reader.example"
+    assert "{{ subscriber.first_name | default: '...' }}" in said["advice"]
+
+
 async def test_bad_domains_are_named_with_the_answers_they_would_get(ada: Client) -> None:
     made = await campaign_on(ada, "b.gone.example", from_email="news@gone.example")
     found = await findings(ada, made)
