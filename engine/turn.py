@@ -98,7 +98,8 @@ class Turn:
     def _look_at_the_clock(self) -> None:
         """Notice that this process stood still (SIGSTOP, a suspended machine) before anything leaves under a lease that ended meanwhile.
 
-        Both the timer and the turn look, because after such a pause either may come first.
+        The timer and the turn look, because after such a pause either may come first, and the turn once more before it lets go of what
+        it composed.
         """
         before, self._awake_at = self._awake_at, time.monotonic()
         if self._awake_at - before > self._lease_margin:
@@ -154,6 +155,7 @@ class Turn:
             self.trouble = str(error)
             return
         unflushed, self._unflushed = self._unflushed, []
+        self._look_at_the_clock()  # it may have stood still since the turn began
         turn_steps.flush_all(unflushed)
 
     def _write_again(self) -> None:
@@ -307,7 +309,8 @@ class Turn:
         status = str(SmtpReply(code, text).enhanced) if code else "4.4.2"
         category = reason.category if reason else ""
         kind, due_at = what.kind, 0
-        if what.uncertain_first or kind == states.KIND_UNCERTAIN:
+        in_doubt = what.uncertain_first or kind == states.KIND_UNCERTAIN
+        if in_doubt:
             path.uncertain += 1
             doubt = f"lost connection after end of data, possible duplicate: {diagnostic}"
             self._record(path, session, message, held, index, states.KIND_UNCERTAIN, doubt, "4.4.2", "bad-connection")
@@ -318,6 +321,12 @@ class Turn:
             if due is None:
                 kind, category = states.KIND_EXPIRY, "message-expired"
                 status = "4.4.7"
+            elif held.lease_until <= time.monotonic():
+                # Its batch may be somebody else's by now, who sends it on: a retry of ours would be one copy more (P3)
+                if not in_doubt:
+                    self._withdraw(path, session, held, index)
+                path.returned(held, index)
+                return
             else:
                 due_at = int(due * 1e6)
                 path.deferred += 1

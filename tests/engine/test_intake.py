@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from engine.held import HeldBatch
 from engine.intake import Intake
 from engine.suppression_set import SuppressionSet
 from engine.turn import Turn
+from journal import inspection
 from journal.ledger import Ledger
 from journal.segments import Journal
 from store import batch_queue, engines, feed, leases
 from store.feed import Announcement
 from store.postgres import Pool
+from tests.peers import ACCEPT, HANG, Peer
 from tests.store.campaigns import make_campaign
 
 ME = "node.0.me"
@@ -31,19 +34,21 @@ MARGIN_SECONDS = 5.0
 
 
 class Parts:
-    """An engine's intake with one path, whose server is not there, and nothing that runs by itself but the ledger."""
+    """An engine's intake with one path and nothing that runs by itself but the ledger. The path's server is not there, or at `port`."""
 
-    def __init__(self, pool: Pool, redis: Redis, directory: Path, server: int) -> None:
+    def __init__(self, pool: Pool, redis: Redis, directory: Path, server: int, port: int = 1) -> None:
         settings = load(environ={"SLUICE_NODE__STATE_DIRECTORY": str(directory)})
         self.pool = pool
         self.journal = Journal(directory / "journal" / ME, engine_id=ME)
         self.ledger = Ledger(self.journal, pool)
-        turn = Turn(self.journal, SuppressionSet(), MARGIN_SECONDS, lambda held: self.intake.settled(held), lambda: self.intake.overslept())
-        about = DeliveryServer(id=server, user_id=1, name="s", host="127.0.0.1", port=1)
+        self.turn = turn = Turn(
+            self.journal, SuppressionSet(), MARGIN_SECONDS, lambda held: self.intake.settled(held), lambda: self.intake.overslept()
+        )
+        about = DeliveryServer(id=server, user_id=1, name="s", host="127.0.0.1", port=port)
         self.path = EgressPath(about, "", turn, "here.example", (0, 1))
         self.intake = Intake(
-            ME, pool, redis, {server: self.path}, self.ledger, self.journal, load_keyring(settings), "", 4, LEASE_SECONDS, MARGIN_SECONDS,
-            settings.mail,
+            ME, pool, redis, {server: self.path}, self.ledger, self.journal, load_keyring(settings), "http://here.example", 4,
+            LEASE_SECONDS, MARGIN_SECONDS, settings.mail,
         )  # fmt: skip
 
     async def hold(self, announcement: Announcement, *, seconds: float) -> HeldBatch:
@@ -141,9 +146,9 @@ async def test_a_hand_back_that_postgresql_carries_out_late_ends_no_newer_lease(
 
 async def test_only_leases_that_ended_before_the_journal_was_read_are_called_back(pool: Pool, parts: Parts) -> None:
     await engines.register(pool, ME, "node", 1, str(parts.journal.directory))
-    await parts.hold(await announced(pool), seconds=0.2)
+    await parts.hold(await announced(pool), seconds=LEASE_SECONDS)
     as_of = await feed.database_time(pool)
-    await asyncio.sleep(0.3)
+    await pool.execute("update batches set lease_until = clock_timestamp()")
     assert await feed.call_back_of(pool, ME, as_of=as_of) == 0
     as_of = await feed.database_time(pool)
     assert await feed.call_back_of(pool, ME, as_of=as_of, grace_seconds=60.0) == 0
@@ -183,3 +188,75 @@ async def test_the_queue_that_had_something_last_is_asked_alone_and_another_one_
     assert await taken() == [12]
     assert parts.path.more
     parts.path.held = 0
+
+
+@pytest.fixture
+def stands_still(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes it later by twice a lease, without anything of this process having run meanwhile."""
+    monotonic, seconds = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + seconds[0])
+
+    def pass_by() -> None:
+        seconds[0] = 2 * LEASE_SECONDS
+
+    return pass_by
+
+
+@contextlib.asynccontextmanager
+async def sending(pool: Pool, redis: Redis, directory: Path, peer: Peer) -> AsyncIterator[tuple[Parts, HeldBatch]]:
+    """Parts that may send a batch of four to `peer`."""
+    campaign = await make_campaign(pool, 4)
+    await pool.execute("update campaigns set from_email = 'news@sender.example', text = 'Hello'")
+    server = int(await pool.fetchval("select delivery_server_id from campaigns where id = $1", campaign))
+    parts = Parts(pool, redis, directory, server, peer.port)
+    parts.turn.stopping = True
+    held = await parts.hold(await announced(pool), seconds=LEASE_SECONDS)
+    async with asyncio.timeout(20):
+        while not parts.path.sessions:
+            await asyncio.sleep(0.01)
+    yield parts, held
+    await parts.path.stop()
+    parts.journal.close()
+
+
+async def test_a_process_that_stood_still_within_a_turn_sends_nothing_of_that_turn(
+    pool: Pool, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_still: Callable[[], None]
+) -> None:
+    """SIGSTOP may come between composing and writing; when the process goes on, its leases have ended and others have its batches (R4)."""
+    write = os.write
+
+    def stand_still(fd: int, data: bytes) -> int:
+        stands_still()
+        return write(fd, data)
+
+    async with Peer() as peer, sending(pool, redis, tmp_path, peer) as (parts, held):
+        (session,) = parts.path.sessions
+        monkeypatch.setattr(os, "write", stand_still)
+        parts.turn.stopping = False
+        parts.turn.ready(session)
+        async with asyncio.timeout(20):
+            while (not session.ended or held.in_flight) and not peer.commands[1:]:
+                await asyncio.sleep(0.01)
+        assert peer.commands == ["EHLO here.example"]
+        assert (held.open, held.ready) == (4, 4), "they came back unsent, and nobody is in doubt"
+
+
+async def test_what_was_on_the_wire_when_the_process_stood_still_is_named_and_not_tried_again_by_us(
+    pool: Pool, redis: Redis, tmp_path: Path, stands_still: Callable[[], None]
+) -> None:
+    """Whoever has its batch now sends it on: a retry of ours besides would be a third copy (P3)."""
+    async with Peer(script={"content": (ACCEPT, HANG)}) as peer, sending(pool, redis, tmp_path, peer) as (parts, held):
+        (session,) = parts.path.sessions
+        parts.turn.stopping = False
+        parts.turn.ready(session)
+        async with asyncio.timeout(20):
+            while not peer.accepted:
+                await asyncio.sleep(0.01)
+        stands_still()
+        parts.turn.ready(session)
+        async with asyncio.timeout(20):
+            while held.in_flight:
+                await asyncio.sleep(0.01)
+        facts = inspection.inspect(parts.journal.directory)
+        assert (facts.records["u"], facts.records.get("t", 0), facts.open_intents) == (1, 0, 0)
+        assert (held.open, held.ready) == (4, 4), "they are open, for whoever leases the batch next"
