@@ -5,13 +5,13 @@ process's own words in the message.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from store import batch_queue, postgres
 from store.postgres import Pool
 
 ROOT = Path(__file__).resolve().parents[1]
-READY_TIMEOUT_SECONDS = 30.0
+READY_TIMEOUT_SECONDS = 90.0
+PATIENCE_SECONDS = 90.0  # when a test waits that long, something hangs
 
 
 class Process:
@@ -41,11 +42,21 @@ class Process:
         """Send a signal to this very process."""
         self.process.send_signal(number)
 
+    def connections(self, port: int) -> int:
+        """How many TCP connections it has to `port` of this machine, also while it is stopped."""
+        mine = set()
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                mine.add(str(descriptor.readlink()))
+        # Columns: number, local and remote address as hex:HEX, state, …, inode; a header line first
+        rows = [line.split() for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[2].endswith(f":{port:04X}") and f"socket:[{row[9]}]" in mine for row in rows)
+
     async def stop(self) -> int:
         """SIGTERM, then wait; returns the exit code."""
         if self.process.returncode is None:
             self.process.terminate()
-        return await asyncio.wait_for(self.process.wait(), 45.0)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
 
 
 async def start(name: str, *argv: str, environment: dict[str, str], log: Path) -> Process:
@@ -137,7 +148,7 @@ class Machine:
         return "\n".join(lines)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def machine(directory: Path, database_url: str, redis_url: str) -> AsyncIterator[Machine]:
     """A machine whose processes are gone at the end, whatever happens."""
     made = Machine(directory, database_url, redis_url)
@@ -152,7 +163,12 @@ async def machine(directory: Path, database_url: str, redis_url: str) -> AsyncIt
 
 
 async def until(condition: Callable[[], Awaitable[Any]], what: str, seconds: float, machine: Machine) -> Any:
-    """Wait until `condition` returns something true, and return that."""
+    """Wait until `condition` returns something true, and return that.
+
+    `seconds` is what it takes at most on a machine that does nothing else. This one may: it is given a minute and a half at least.
+    A test that promises a time measures it itself.
+    """
+    seconds = max(seconds, PATIENCE_SECONDS)
     try:
         async with asyncio.timeout(seconds):
             while not (value := await condition()):

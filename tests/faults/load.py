@@ -1,6 +1,5 @@
 """A campaign under way, for tests that break something in the middle of it, and the verdict at its end."""
 
-import asyncio
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -39,9 +38,28 @@ class Load:
 
         await until(enough, f"{messages} messages sent", 60.0, self.machine)
 
-    async def goes_on(self, seconds: float = 20.0, messages: int = 1) -> None:
+    async def goes_on(self, messages: int = 1) -> None:
         """Wait until more messages arrive."""
         await self.begun(await self.accepted() + messages)
+
+    async def hurry(self) -> None:
+        """Send what is left as fast as it goes: what the pace was for is over."""
+        await self.pool.execute("update delivery_servers set limits = limits - 'max_messages_per_second', version = version + 1")
+        await self.pool.execute("update egress_version set version = version + 1")
+
+    def copies(self) -> Counter[tuple[str, str]]:
+        """What the sink has taken: (Message-ID, recipient) -> copies."""
+        lines = (json.loads(line) for line in (self.machine.directory / "accepted.jsonl").read_text().splitlines())
+        return Counter((line["message_id"], line["recipient"]) for line in lines)
+
+    def doubled(self) -> set[str]:
+        """Recipients of more than one copy."""
+        return {recipient for (_, recipient), count in self.copies().items() if count > 1}
+
+    async def announced(self) -> set[str]:
+        """Recipients whose possible second copy stands in the ledger."""
+        rows = await self.pool.fetch("select distinct recipient from accounting where campaign_id = $1 and kind = 'u'", self.campaign)
+        return {row["recipient"] for row in rows}
 
     async def heartbeats(self, client: Any) -> list[dict[str, Any]]:
         """What the engines say of themselves."""
@@ -62,25 +80,23 @@ class Load:
         found = await accounting.audit(self.pool, self.campaign)
         assert found.clean, (found, await self.machine.explain())
         assert (found.input, found.delivered, found.queued) == (self.recipients, self.recipients, 0), found
-        await asyncio.sleep(0.3)  # the sink's last lines
-        lines = (json.loads(line) for line in (self.machine.directory / "accepted.jsonl").read_text().splitlines())
-        copies = Counter((line["message_id"], line["recipient"]) for line in lines)
+        copies, doubled = self.copies(), self.doubled()  # each line is written before its reply, so they are all there
         assert len(copies) == self.recipients, "lost"
-        doubled = {recipient for (_, recipient), count in copies.items() if count > 1}
         assert sum(copies.values()) - len(copies) <= duplicates, f"{len(doubled)} doubled: {self.machine.words()}"
-        announced = await self.pool.fetch("select distinct recipient from accounting where campaign_id = $1 and kind = 'u'", self.campaign)
-        assert doubled <= {row["recipient"] for row in announced}, "a second copy that no `u` record announced"
+        assert doubled <= await self.announced(), "a second copy that no `u` record announced"
 
 
 async def start(
-    machine: Machine, pool: Pool, *, recipients: int = 8000, rate: int = 2000, sink: tuple[str, ...] = (), **limits: object
-) -> Load:
+    machine: Machine, pool: Pool, *, recipients: int = 8000, rate: int = 2000, sink: tuple[str, ...] = (), state: str = "preparing",
+    **limits: object,
+) -> Load:  # fmt: skip
     """Start the sink and a campaign at `rate` messages a second; engines are the test's own to start."""
     await machine.sink("--accepted", str(machine.directory / "accepted.jsonl"), "--accepted-before-reply", *sink)
     campaign = await seed.campaign(
         pool,
         recipients=recipients,
         port=machine.sink_port,
+        state=state,
         limits={"max_connections": CONNECTIONS, "max_messages_per_second": rate, **limits},
     )
     return Load(machine, pool, campaign, recipients)
