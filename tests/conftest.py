@@ -16,9 +16,15 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import redis.asyncio as redis_client
 import uvloop
+from hypothesis import HealthCheck, settings
 
 from store import embedded, migrate, postgres
 from store.backends_check import run_apart
+
+# A run says something about the code, not about the machine's speed or luck: the same examples each time, however long one takes.
+# The slow tests, which look for what nobody has thought of, draw others each time.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
