@@ -7,7 +7,7 @@ the same input gives the same octets, on every node and in every attempt.
 import datetime as dt
 from email.utils import formatdate
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -30,6 +30,25 @@ from ext.template import Program
 from ext.token import Signer
 
 Message = tuple[bytes, bytes, bytes, bool]  # MAIL FROM, RCPT, header and body, needs SMTPUTF8
+
+
+class Envelope(NamedTuple):
+    """One recipient's message that may be of any octets: `dotted` is `wire` as DATA carries it, None where that is the same;
+    `eight_bit`: it needs 8BITMIME."""
+
+    mail_from: bytes
+    rcpt: bytes
+    wire: bytes
+    smtputf8: bool
+    dotted: bytes | None
+    eight_bit: bool
+
+
+def enveloped(mail_from: bytes, rcpt: bytes, wire: bytes, smtputf8: bool) -> Envelope:
+    """A message whose lines may begin with dots and whose octets may have eight bits."""
+    dotted = wire.replace(b"\r\n.", b"\r\n..") if b"\r\n." in wire else None
+    return Envelope(mail_from, rcpt, wire, smtputf8, dotted, not wire.isascii())
+
 
 MESSAGE_ID_MAC_BYTES: Final = 16
 MAX_BASE_URL: Final = 500  # so that no line of List-Unsubscribe comes near 998 octets
@@ -146,6 +165,18 @@ class CompiledCampaign:
         answers = self._layout.build(recipients, date_line, int(composed_at // 86400), clock)
         return answers if self._signer is None else _signed(self._signer, answers, int(composed_at))
 
+    def build_8bit(self, recipients: list[Recipient], *, composed_at: float, attempt: int) -> list[Envelope | Invalid]:
+        """As `build`, for a server with 8BITMIME: parts beyond ASCII as 8bit. Only with `has_8bit`, which the delivery server allows.
+
+        One whose merge data makes a line of more than 998 octets, or holds a boundary, is as `build` makes it.
+        """
+        del attempt
+        date_line, clock = self._at(composed_at)
+        answers = self._layout.build(recipients, date_line, int(composed_at // 86400), clock, True)
+        if self.signer is not None:
+            answers = _signed(self.signer, answers, int(composed_at))
+        return [enveloped(*answer) if isinstance(answer, tuple) else answer for answer in answers]
+
     def page(self, recipient: Recipient, *, composed_at: float) -> str | None:
         """The text of the HTML part of a message, the text part where there is no HTML, None where there is neither.
 
@@ -222,22 +253,33 @@ class CompiledCampaign:
 
     def _parts(self, layout: Layout, constants: dict[str, Any], html: str) -> None:
         """Compile the body parts there are, from the plainest to the richest (RFC 2046 §5.1.4), and the frame around them."""
-        content, bodies, programs = self.content, [], []
+        content, programs = self.content, []
+        bodies: list[mime.Body] = []
+        bodies_8bit: list[mime.Body] = []
         markup.check_amp(content.amp, html)
         for field, kind, source in (("text", "plain", content.text), ("amp", "x-amp-html", content.amp), ("html", "html", html)):
             if not source:
                 continue
             compiled = self._template(field, source, constants, html=kind != "plain")
-            base64 = mime.prefers_base64("".join(compiled.literals))
+            text = "".join(compiled.literals)
+            bodies.append(mime.Body(kind, mime.coding(text)))
+            bodies_8bit.append(mime.Body(kind, mime.coding_8bit(text)))
             if field == "html":  # only now: a mistake is named at its place in what was written
                 compiled = self._with_links(compiled, source, constants)
             self._compiled.append(compiled)
             self._by_field[field] = compiled
-            bodies.append(mime.Body(kind, base64))
-            programs.append((field, compiled.program, base64))
+            programs.append((field, compiled.program))
         mark = mime.boundary(content.id, content.version)
-        layout.content_headers, behind = mime.frame(bodies, mark, content.attachments)
-        layout.parts = [Part(*each, octets) for each, octets in zip(programs, behind, strict=True)]
+
+        def framed(bodies: list[mime.Body]) -> tuple[bytes, list[Part]]:
+            head, behind = mime.frame(bodies, mark, content.attachments)
+            each = zip(programs, bodies, behind, strict=True)
+            return head, [Part(*program, body.coding, octets, mark.decode("ascii")) for program, body, octets in each]
+
+        layout.content_headers, layout.parts = framed(bodies)
+        self.has_8bit = self.server.limits.eightbitmime and bodies_8bit != bodies
+        if self.has_8bit:
+            layout.content_headers_8bit, layout.parts_8bit = framed(bodies_8bit)
 
     def _with_links(self, compiled: liquid.Compiled, source: str, constants: dict[str, Any]) -> liquid.Compiled:
         if self._tracking.wanted:

@@ -4,11 +4,12 @@ import binascii
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 from urllib.parse import quote
 
 from domain.campaign import Attachment
 from domain.errors import Invalid
+from domain.forwarding import MAX_LINE_OCTETS
 from ext import header
 
 MAX_ATTACHMENTS: Final = 50
@@ -20,13 +21,17 @@ _PLAIN_NAME: Final = re.compile(
     r"[A-Za-z0-9!#$&+,.=@^_`~()-](?:[A-Za-z0-9 !#$&+,.=@^_`~()-]{0,58}[A-Za-z0-9!#$&+,.=@^_`~()-])?"
 ).fullmatch  # needs no RFC 2231
 _BASE64_LINE: Final = 57  # octets that become 76 characters
+_LINE_END: Final = re.compile(r"\r\n?|\n")
+
+
+Coding = Literal["quoted-printable", "base64", "8bit"]
 
 
 class Body(NamedTuple):
-    """One body part: `text/<kind>`, and whether it is base64; otherwise quoted-printable."""
+    """One body part: `text/<kind>` in UTF-8, and its content transfer encoding."""
 
     kind: str
-    base64: bool = False
+    coding: Coding = "quoted-printable"
 
 
 def boundary(campaign_id: int, version: int) -> bytes:
@@ -64,14 +69,21 @@ def frame(bodies: Sequence[Body], mark: bytes, attachments: Sequence[Attachment]
 
 
 def _head(body: Body) -> bytes:
-    coding = b"base64" if body.base64 else b"quoted-printable"
-    return b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n' % (body.kind.encode("ascii"), coding)
+    names = body.kind.encode("ascii"), body.coding.encode("ascii")
+    return b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n' % names
 
 
-def prefers_base64(text: str) -> bool:
-    """Whether quoted-printable would be longer: one octet in five or more is not ASCII."""
+def coding(text: str) -> Coding:
+    """The encoding of a part with this text that any server takes: base64 where it is shorter, one octet in five or more is not ASCII."""
     octets = text.encode("utf-8")
-    return 5 * sum(octet > 127 for octet in octets) >= len(octets) > 0
+    return "base64" if 5 * sum(octet > 127 for octet in octets) >= len(octets) > 0 else "quoted-printable"
+
+
+def coding_8bit(text: str) -> Coding:
+    """The encoding where the server offers 8BITMIME (RFC 6152): 8bit for text beyond ASCII whose lines are short enough."""
+    if text.isascii() or any(len(line.encode("utf-8")) > MAX_LINE_OCTETS for line in _LINE_END.split(text)):
+        return coding(text)
+    return "8bit"
 
 
 def check(attachments: Sequence[Attachment]) -> None:

@@ -11,7 +11,7 @@ from email.utils import formatdate
 from typing import Final, NamedTuple
 
 from compose import header_rules, mail_headers
-from compose.campaign import CompiledCampaign
+from compose.campaign import CompiledCampaign, Envelope
 from compose.signing import DkimSigner
 from config.keys import Keyring
 from config.settings import Mail
@@ -43,17 +43,6 @@ class Taken(NamedTuple):
     from_email: str
     subject: str
     controls: dict[str, str]
-
-
-class Envelope(NamedTuple):
-    """One recipient's message: `dotted` is `wire` as DATA carries it, None where that is the same; `eight_bit`: it needs 8BITMIME."""
-
-    mail_from: bytes
-    rcpt: bytes
-    wire: bytes
-    smtputf8: bool
-    dotted: bytes | None
-    eight_bit: bool
 
 
 def take(content: bytes, now: float) -> Taken:
@@ -130,7 +119,7 @@ class RawMessage:
         self.signer = signer
         self._return_signer = Signer(keyring.derive("return-path"), return_path.MAC_BYTES, base32=True)
         self._eight_bit = not content.raw.isascii()
-        self._signed: tuple[DkimSigner | None, int, bytes | Invalid, bytes | None] | None = None
+        self._signed: tuple[DkimSigner | None, bytes | Invalid, bytes | None] | None = None
         self._domain: bytes | None = None
         self._mail_from, self._utf8 = b"", False
         if content.mail_from is not None:  # mail that others wrote: whose it is was said by them
@@ -147,9 +136,12 @@ class RawMessage:
             self._mail_from, self._utf8 = header_rules.address_octets("mfrom", address)
 
     def build(self, recipients: list[Recipient], *, composed_at: float, attempt: int) -> list[Envelope | Invalid]:
-        """One answer for each recipient, in order. With a signer it is signed once, at `composed_at` (POSIX seconds)."""
+        """One answer for each recipient, in order. With a signer it is signed once, as of the time it was handed in.
+
+        So every attempt sends the same octets; `composed_at` (POSIX seconds) is the day in the return path alone.
+        """
         del attempt
-        wire, dotted = self._wire(int(composed_at))
+        wire, dotted = self._wire()
         if isinstance(wire, Invalid):
             return [wire] * len(recipients)
         day = int(composed_at // 86400)
@@ -167,14 +159,14 @@ class RawMessage:
             answers.append(Envelope(mail_from, rcpt, wire, utf8 or self._utf8, dotted, self._eight_bit))
         return answers
 
-    def _wire(self, at: int) -> tuple[bytes | Invalid, bytes | None]:
+    def _wire(self) -> tuple[bytes | Invalid, bytes | None]:
         kept = self._signed
-        if kept is None or kept[0] is not self.signer or (kept[1] != at and self.signer is not None):
+        if kept is None or kept[0] is not self.signer:
             raw = self.content.raw
-            wire = raw if self.signer is None else self.signer.sign([raw], at)[0]
+            wire = raw if self.signer is None else self.signer.sign([raw], int(self.content.queued_at))[0]
             dotted = wire.replace(b"\r\n.", b"\r\n..") if isinstance(wire, bytes) and b"\r\n." in wire else None
-            kept = self._signed = (self.signer, at, wire, dotted)
-        return kept[2], kept[3]
+            kept = self._signed = (self.signer, wire, dotted)
+        return kept[1], kept[2]
 
 
 def compiled(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def resend(campaign_id: int, recipient: str, dry: bool, file: str | None, as_json: bool) -> None:
     """Make a sent message again, to the same octets, and verify its signatures.
 
-    RECIPIENT is a number in the campaign or an address. Writes the message to standard output. Exit code 1 when the octets are not
-    those that were sent, or a signature does not verify.
+    RECIPIENT is a number in the campaign or an address. Writes the message to standard output. Exit code 1 when its size is not the one
+    that was recorded, which is all that is kept of a sent message, or a signature does not verify.
     """
     import base64
 
@@ -43,7 +43,7 @@ def resend(campaign_id: int, recipient: str, dry: bool, file: str | None, as_jso
     for each in made.signatures:
         say(f"signature of {each.selector}._domainkey.{each.domain} ({each.algorithm}): {'good' if each.good else each.reason}")
     say(f"{made.size:,} octets, {made.recorded_size:,} recorded when it was sent ({made.kind}, attempt {made.attempt})")
-    if not made.identical or not all(each.good for each in made.signatures):
+    if not made.same_size or not all(each.good for each in made.signatures):
         fail("this is not what was sent: settings, delivery server or keys have changed since, or a signature does not verify")
 
 

@@ -58,7 +58,7 @@ def _options(command: Command) -> Command:
         click.option("--fallback", metavar="NAME", help="Server that takes over while this one is unusable (limit fallback_after_seconds, "
                      "default 300); none = no such server."),
         click.option("--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, repeatable: max_connections=20, "
-                     "max_messages_per_second=100, bdat_window=4, retry_schedule_seconds=60,300,900, retry_growth=2 …"),
+                     "max_messages_per_second=100, bdat_window=4, eightbitmime=true, retry_schedule_seconds=60,300,900, retry_growth=2 …"),
         click.option("--enabled/--disabled", "enabled", default=None, help="Use it or not; waiting mail waits."),
     )):  # fmt: skip
         command = option(command)

@@ -75,6 +75,7 @@ class DeliveryServerLimitsUpdate(msgspec.Struct, frozen=True, kw_only=True, forb
     max_messages_per_connection: int | UnsetType = UNSET
     pipelining: bool | UnsetType = UNSET
     chunking: bool | UnsetType = UNSET
+    eightbitmime: bool | UnsetType = UNSET
     bdat_window: int | UnsetType = UNSET
     final_dot_timeout_seconds: float | UnsetType = UNSET
     command_timeout_seconds: float | UnsetType = UNSET

@@ -12,6 +12,7 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from compose.campaign import CompiledCampaign
 from compose.raw import compiled
 from compose.signing import DkimSigner, ParsedKeys, domains_of
 from compose.verifying import verdicts
@@ -39,9 +40,11 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MadeAgain(msgspec.Struct, frozen=True, kw_only=True):
-    """The message as it left. `message` is base64; `size` and `recorded_size` differ if something it depends on has changed since.
+    """The message as it left. `message` is base64; `kind` and `attempt` are those of its last record: d delivered, b bounced, t deferred,
+    x expired.
 
-    `kind` and `attempt` are those of its last record: d delivered, b bounced, t deferred, x expired.
+    Of what left, its size is recorded and no hash: `same_size` false says that something it depends on has changed since, true does
+    not prove that nothing has.
     """
 
     campaign_id: int
@@ -54,7 +57,7 @@ class MadeAgain(msgspec.Struct, frozen=True, kw_only=True):
     recipient: str
     size: int
     recorded_size: int
-    identical: bool
+    same_size: bool
     signatures: list[Signature]
     message: str
 
@@ -72,7 +75,8 @@ class SentController(Controller):
         """By number in the campaign or message stream, or by address. The octets are those that were sent, down to the signatures.
 
         They differ when the delivery server's domains, the settings for all mail or the secret key have changed since, or a DKIM
-        key was deleted; then `identical` is false.
+        key was deleted. `same_size` is false then, unless what has changed is as long as what it replaces: the size is all that is
+        recorded of a message.
         """
         number = int(recipient) if recipient.isascii() and recipient.isdigit() and len(recipient) < 10 else None
         async with connection(services.pool) as conn:
@@ -96,8 +100,15 @@ def make_again(services: Services, found: SentMessage, chosen: list[DkimKey]) ->
     """Compose, sign with the chosen keys and verify. Raises Invalid where the recipient gets no message any more."""
     settings = services.settings
     signer = _signer(services, chosen)
-    made = compiled(found.content, found.server, services.keyring, settings.inbound.public_url, signer, settings.mail)
+    limits = msgspec.structs.replace(found.server.limits, eightbitmime=True)  # whatever it says now
+    server = msgspec.structs.replace(found.server, limits=limits)
+    made = compiled(found.content, server, services.keyring, settings.inbound.public_url, signer, settings.mail)
     [answer] = made.build([found.recipient], composed_at=found.composed_at, attempt=found.attempt)
+    if isinstance(made, CompiledCampaign) and made.has_8bit:
+        # Which of its two forms left depends on what the server offered then; their sizes always differ
+        [other] = made.build_8bit([found.recipient], composed_at=found.composed_at, attempt=found.attempt)
+        if not isinstance(other, Invalid) and len(other.wire) == found.size:
+            answer = other
     if isinstance(answer, Invalid):
         raise answer
     mail_from, rcpt, wire = answer[:3]
@@ -113,7 +124,7 @@ def make_again(services: Services, found: SentMessage, chosen: list[DkimKey]) ->
         recipient=rcpt.decode(),
         size=len(wire),
         recorded_size=found.size,
-        identical=len(wire) == found.size,
+        same_size=len(wire) == found.size,
         signatures=[
             Signature(**{name: getattr(each, name) for name in ("domain", "selector", "algorithm", "good", "reason")}) for each in said
         ],

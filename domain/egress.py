@@ -16,6 +16,7 @@ class DeliveryServerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     max_messages_per_connection: int = 0  # 0 = no limit
     pipelining: bool = True  # False: lock-step even where the server offers PIPELINING
     chunking: bool = True  # False: DATA even where the server offers CHUNKING
+    eightbitmime: bool = False  # True: text beyond ASCII goes as 8bit where the server offers 8BITMIME, which may cost a DKIM signature
     bdat_window: int = 4  # messages in flight per connection with CHUNKING = the duplicate window (P3)
     final_dot_timeout_seconds: float = 600.0  # RFC 5321 §4.5.3.2.6; at least 60
     command_timeout_seconds: float = 300.0  # RFC 5321 §4.5.3.2

@@ -68,6 +68,7 @@ class EgressPath:
         self._looked_at = (0, 0)
         self._answered_at = float("-inf")
         self.per_turn = sys.maxsize  # messages that one turn composes for it; known when the first was made
+        self.eight_bit = False  # the connection that was opened last offers 8BITMIME
         self.windows = False  # several messages are in doubt when one of its connections is lost
         self.bucket = TokenBucket(self._rate_share(), time.monotonic())
         self.sessions: set[SmtpSession] = set()
@@ -387,6 +388,7 @@ class EgressPath:
             return
         self.health.proven = True
         self.connections_opened += 1
+        self.eight_bit = connected.eightbitmime
         limits, level = server.limits, self.health.level
         self.windows = limits.chunking and connected.chunking and level == ALL and limits.bdat_window > 1
         session = SmtpSession(

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from compose.campaign import CompiledCampaign
+from compose.campaign import CompiledCampaign, Envelope
 from compose.campaign import Message as Built
-from compose.raw import Envelope, RawMessage
+from compose.raw import RawMessage
 from domain import states
 from domain.bounce import BounceClass, shipped_rules
 from domain.campaign import Batch
@@ -198,7 +198,8 @@ class Turn:
                 path.per_turn = _per_turn(messages[-1])
             odd, starved = turn_steps.hand_out(sessions, rooms, messages, self._journal.append, path.server.id, self._now_us)
             for session, share in odd:
-                self._submit_sendable(path, session, share)
+                if self._submit_sendable(path, session, share) < len(share):
+                    self.ready(session)  # it has room left and nothing that would wake it
             for session in starved:
                 path.wait_for_work(session)
             if starved:
@@ -232,7 +233,7 @@ class Turn:
                 )
             return
         try:
-            built = _build(campaign.compiled, batch, indexes)
+            built = _build(campaign.compiled, batch, indexes, path.eight_bit)
         except Exception as bug:
             log.error("composing failed unexpectedly, trying one by one", campaign=campaign.id, reason=f"{type(bug).__name__}: {bug}")
             built = [_build_alone(campaign.compiled, batch, index) for index in indexes]
@@ -244,20 +245,35 @@ class Turn:
             for message in into[made:]:
                 message.alone = (batch.attempt > 1 and path.windows) or held.is_suspect(message.ref[1])
 
-    def _submit_sendable(self, path: EgressPath, session: SmtpSession, messages: list[Message]) -> None:
-        """`session` lacks SMTPUTF8 or 8BITMIME: those that need it are refused here, the others are sent."""
-        sendable = []
+    def _submit_sendable(self, path: EgressPath, session: SmtpSession, messages: list[Message]) -> int:
+        """`session` lacks SMTPUTF8 or 8BITMIME: those that need it are composed without it or refused here, the others are sent.
+
+        Returns how many are.
+        """
+        sendable: list[Message] = []
         for message in messages:
             held, index = message.ref
             if message.smtputf8 and not session.facts.smtputf8:
                 sentence = "the address needs SMTPUTF8, which the delivery server does not offer"
                 self._local(path, held, index, states.KIND_EXPIRY, "5.6.7", sentence, "bad-configuration")
             elif message.eight_bit and not message.smtputf8 and not session.facts.eight_bit:
+                if isinstance(held.campaign.compiled, CompiledCampaign):  # another connection of the server offers it
+                    self._compose_7bit(path, message, held.campaign.compiled, sendable)
+                    continue
                 sentence = "the message needs 8BITMIME, which the delivery server does not offer"
                 self._local(path, held, index, states.KIND_EXPIRY, "5.6.3", sentence, "bad-configuration")
             else:
                 sendable.append(message)
         turn_steps.begin(session, sendable, self._journal.append, path.server.id, self._now_us)
+        return len(sendable)
+
+    def _compose_7bit(self, path: EgressPath, message: Message, compiled: CompiledCampaign, into: list[Message]) -> None:
+        held, index = message.ref
+        refused = turn_steps.make_messages([_build_alone(compiled, held.batch, index)], held, [index], into)
+        for _, refusal in refused:
+            self._local(path, held, index, states.KIND_EXPIRY, "5.6.0", str(refusal), "content-related")
+        if not refused:
+            into[-1].alone = message.alone
 
     # --- outcomes in ---------------------------------------------------------------------------------------------------------
     def _settle(self, outcome: Outcome) -> None:
@@ -391,8 +407,12 @@ def _per_turn(message: Message) -> int:
     return most if compiled is None or compiled.signer is None else min(most, _SIGNED_PER_TURN)
 
 
-def _build(compiled: CompiledCampaign | RawMessage, batch: Batch, indexes: list[int]) -> Sequence[Built | Envelope | Invalid]:
+def _build(
+    compiled: CompiledCampaign | RawMessage, batch: Batch, indexes: list[int], eight_bit: bool = False
+) -> Sequence[Built | Envelope | Invalid]:
     recipients = [batch.recipients[index] for index in indexes]
+    if eight_bit and isinstance(compiled, CompiledCampaign) and compiled.has_8bit:
+        return compiled.build_8bit(recipients, composed_at=batch.composed_at, attempt=batch.attempt)
     return compiled.build(recipients, composed_at=batch.composed_at, attempt=batch.attempt)
 
 

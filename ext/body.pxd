@@ -3,6 +3,7 @@
 Held by every module that writes message octets. What is written keeps four promises, whatever is merged in: no line is
 longer than 76 octets, no line starts with a dot, no line ends with a blank, no two blanks stand side by side. So
 dot-stuffing (RFC 5321 §4.5.2) and DKIM's relaxed body form (RFC 6376 §3.4.4) both leave the octets as they are.
+`put_lines` alone keeps none of them.
 """
 
 from libc.stdlib cimport realloc
@@ -67,6 +68,7 @@ cdef inline int put_plain(Wire* wire, const unsigned char* text, Py_ssize_t leng
 
 cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1
 cdef int put_base64(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1
+cdef int put_lines(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1
 cdef int put_url(Wire* wire, const unsigned char* text, Py_ssize_t length, bint component) except -1
 cdef int put_piece(Wire* wire, const unsigned char* coded, Py_ssize_t length, int first, int last, bint one_line, bint leading_lf, int ending) except -1
 cdef const unsigned char* utf8(object text, Py_ssize_t* length) except NULL

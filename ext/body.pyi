@@ -1,6 +1,7 @@
 from typing import final
 
 class Unsendable(ValueError): ...
+class Unfit(ValueError): ...
 
 @final
 class Piece:

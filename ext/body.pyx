@@ -1,4 +1,4 @@
-"""Quoted-printable bodies: UTF-8 text in, lines in CR LF out, safe for DATA and BDAT alike (RFC 2045 §6.7, RFC 5321 §4.5.2).
+"""Encoded bodies: UTF-8 text in, lines in CR LF out: quoted-printable, safe for DATA and BDAT alike (RFC 2045 §6.7, RFC 5321 §4.5.2), base64, 8bit.
 
 Owns the encoding of merge values at run time, of template text ahead of time (`Piece`), and of whole texts.
 """
@@ -14,6 +14,13 @@ from libc.string cimport memchr, memcpy
 class Unsendable(ValueError):
     """Text that no encoding makes fit for a message: a NUL anywhere, a control character in a header."""
 
+
+class Unfit(ValueError):
+    """Text that cannot go as 8bit, but can in another form: one of its lines is too long."""
+
+
+cdef enum:
+    LONGEST_LINE = 998  # octets without CR LF (RFC 5322 §2.1.1, RFC 2045 §2.8)
 
 cdef enum:  # classes of an octet
     PLAIN, CODED, BLANK, CARRIAGE_RETURN, LINE_FEED, DOT, MARKUP, ZERO
@@ -182,6 +189,39 @@ cdef int put_base64(Wire* wire, const unsigned char* text, Py_ssize_t length) ex
         out += 4
         column += 4
         at += 3
+    wire.length = out - wire.data
+    return 0
+
+
+cdef int put_lines(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1:
+    """Write UTF-8 as it is, 8bit (RFC 2045 §2.8): CR LF, CR and LF each become CR LF, nothing else changes.
+
+    The dots and blanks that quoted-printable hides are there: the message needs dot-stuffing for DATA, and DKIM's relaxed form is another
+    one. Raises Unsendable on NUL, Unfit on a line of more than 998 octets; what was written by then is to be thrown away.
+    """
+    cdef Py_ssize_t at = 0, line = 0
+    cdef unsigned char* out
+    cdef unsigned char octet
+    reserve(wire, 2 * length)
+    out = wire.data + wire.length
+    while at < length:
+        octet = text[at]
+        at += 1
+        if octet == 13 or octet == 10:
+            if octet == 13 and at < length and text[at] == 10:
+                at += 1
+            out[0] = 13
+            out[1] = 10
+            out += 2
+            line = 0
+            continue
+        if octet == 0:
+            raise Unsendable("it holds a NUL")
+        line += 1
+        if line > LONGEST_LINE:
+            raise Unfit(f"a line has more than {LONGEST_LINE} octets")
+        out[0] = octet
+        out += 1
     wire.length = out - wire.data
     return 0
 

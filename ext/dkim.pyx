@@ -381,5 +381,5 @@ def relaxed_body(bytes body not None) -> bytes:
 
 
 def is_relaxed(bytes body not None) -> bool:
-    """Whether the body can be hashed as it stands, but for empty lines at its end: true of all that `ext.body` writes."""
+    """Whether the body can be hashed as it stands, but for empty lines at its end: true of all that `ext.body` writes, but for 8bit."""
     return _is_relaxed(<const unsigned char*>PyBytes_AS_STRING(body), len(body))

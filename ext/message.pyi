@@ -9,9 +9,10 @@ from ext.token import Signer
 class Part:
     field: str
     program: Program
-    base64: bool
+    coding: str
     behind: bytes
-    def __init__(self, field: str, program: Program, base64: bool, behind: bytes) -> None: ...
+    mark: str
+    def __init__(self, field: str, program: Program, coding: str, behind: bytes, mark: str) -> None: ...
 
 @final
 class Layout:
@@ -26,6 +27,8 @@ class Layout:
     list_headers: bytes | None
     content_headers: bytes | None
     parts: list[Part] | None
+    content_headers_8bit: bytes | None
+    parts_8bit: list[Part] | None
     sender_address: bytes | None
     mail_from: bytes | None
     mail_from_domain: bytes | None
@@ -49,5 +52,7 @@ class Layout:
     web_view_signer: Signer | None
     click_signer: Signer | None
     open_signer: Signer | None
-    def build(self, recipients: list[Any], date_line: bytes, day: int, clock: dict[str, Any]) -> list[Any]: ...
+    def build(
+        self, recipients: list[Any], date_line: bytes, day: int, clock: dict[str, Any], eight_bit: bool = False
+    ) -> list[Any]: ...
     def scope(self, recipient: Any, clock: dict[str, Any]) -> dict[str, Any]: ...

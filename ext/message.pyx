@@ -9,8 +9,8 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdlib cimport free
 
-from ext.body cimport Wire, put, put_base64, put_bytes, utf8
-from ext.body import Unsendable
+from ext.body cimport Wire, put, put_base64, put_bytes, put_lines, utf8
+from ext.body import Unfit, Unsendable
 from ext.header cimport mailbox, put_unstructured
 from ext.recipient cimport UNSUBSCRIBE, Names, Row
 from ext.template cimport Program
@@ -71,32 +71,46 @@ cdef bint _is_plain(const unsigned char* text, Py_ssize_t length) noexcept:
 
 @cython.final
 cdef class Part:
-    """One body part: the program of `field`, how its text is encoded, and the octets between it and what follows."""
+    """One body part: the program of `field`, its content transfer encoding, and the octets between it and what follows.
+
+    `coding`: quoted-printable, base64 or 8bit. `mark` begins every boundary of the message: 8bit text that holds it is Unfit, for a
+    value that came with it could end its part.
+    """
 
     cdef readonly str field
     cdef readonly Program program
-    cdef readonly bint base64
+    cdef readonly str coding
     cdef readonly bytes behind
+    cdef readonly str mark
+    cdef bint quoted
 
-    def __init__(self, str field not None, Program program not None, bint base64, bytes behind not None):
+    def __init__(self, str field not None, Program program not None, str coding not None, bytes behind not None, str mark not None):
         self.field = field
         self.program = program
-        self.base64 = base64
+        self.coding = coding
         self.behind = behind
+        self.mark = mark
+        self.quoted = coding == "quoted-printable"
 
     cdef int write(self, Row row, Wire* wire) except -1:
         cdef Py_ssize_t length
         cdef const unsigned char* source
         cdef str text
-        if self.base64:
-            text = self.program.text_of(row)
+        if self.quoted:
+            self.program.write(row, wire)
+            return put_bytes(wire, self.behind)
+        text = self.program.text_of(row)
+        if self.coding == "8bit":
+            if self.mark in text:
+                raise Unfit("it holds a boundary of the message")
+            source = utf8(text, &length)
+            put_lines(wire, source, length)
+        else:
             if "\0" in text:
                 raise Unsendable("it holds a NUL")
             text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
             source = utf8(text, &length)
             put_base64(wire, source, length)
-        else:
-            self.program.write(row, wire)
         return put_bytes(wire, self.behind)
 
 
@@ -115,6 +129,8 @@ cdef class Layout:
     cdef public dict constants
     cdef public bytes sender, reply_to, list_headers, content_headers
     cdef public list parts   # of Part, in their order
+    cdef public bytes content_headers_8bit  # of the form for servers with 8BITMIME; None: there is none
+    cdef public list parts_8bit
     cdef public bytes sender_address, mail_from, mail_from_domain, message_domain, base_url, subject_line
     cdef public bytes unsubscribe_to  # the mailto of List-Unsubscribe; None: an address of each recipient at mail_from_domain
     cdef public bint always_utf8, needs_data
@@ -137,25 +153,34 @@ cdef class Layout:
     def __dealloc__(self):
         free(self.wire.data)
 
-    def build(self, list recipients not None, bytes date_line not None, unsigned long long day, dict clock not None) -> list:
+    def build(
+        self, list recipients not None, bytes date_line not None, unsigned long long day, dict clock not None, bint eight_bit=False
+    ) -> list:
         """One answer for each recipient: (MAIL FROM, RCPT, message, needs SMTPUTF8), or what `refuse` made.
 
-        A recipient has `number`, `subscriber_id`, `email` and `data`. `clock` holds the variables of the composition time.
+        A recipient has `number`, `subscriber_id`, `email` and `data`. `clock` holds the variables of the composition time. With
+        `eight_bit` messages are of the 8bit form where their text fits into it.
         """
         cdef list answers = []
         cdef Row row = self.start(clock)
+        eight_bit = eight_bit and self.parts_8bit is not None
         for recipient in recipients:
-            self.field = "email"
-            try:
-                answers.append(self.one(recipient, row, date_line, day))
-            except Exception as error:
-                answers.append(self.refuse(self.field, error))
+            answers.append(self.answer(recipient, row, date_line, day, eight_bit))
         if self.wire.capacity > 1048576:  # one huge message must not hold on to its memory
             free(self.wire.data)
             self.wire.data = NULL
             self.wire.capacity = 0
         self.wire.length = 0
         return answers
+
+    cdef object answer(self, object recipient, Row row, bytes date_line, unsigned long long day, bint eight_bit):
+        self.field = "email"
+        try:
+            return self.one(recipient, row, date_line, day, eight_bit)
+        except Unfit:
+            return self.answer(recipient, row, date_line, day, False)
+        except Exception as error:
+            return self.refuse(self.field, error)
 
     cdef Row start(self, dict clock):
         cdef Row row = self.row
@@ -179,13 +204,14 @@ cdef class Layout:
         row.read(recipient, recipient.email, False)
         return row.scope()
 
-    cdef tuple one(self, object recipient, Row row, bytes date_line, unsigned long long day):
+    cdef tuple one(self, object recipient, Row row, bytes date_line, unsigned long long day, bint eight_bit):
         cdef Wire* wire = &self.wire
         cdef str email = recipient.email
         cdef Py_ssize_t length
         cdef const unsigned char* source = utf8(email, &length)
         cdef const char* link
         cdef bytes rcpt, mail_from = self.mail_from
+        cdef list parts
         cdef bint smtputf8 = False
         cdef char[128] token, back
         cdef int size, back_size
@@ -255,8 +281,9 @@ cdef class Layout:
                 value = (<Program>program).text_of(row)
                 if value.strip():
                     put_unstructured(wire, name, value)
-        put_bytes(wire, self.content_headers)
-        for part in self.parts:
+        put_bytes(wire, self.content_headers_8bit if eight_bit else self.content_headers)
+        parts = self.parts_8bit if eight_bit else self.parts
+        for part in parts:
             self.field = (<Part>part).field
             (<Part>part).write(row, wire)
         return mail_from, rcpt, PyBytes_FromStringAndSize(<const char*>wire.data, wire.length), smtputf8 or self.always_utf8

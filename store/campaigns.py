@@ -178,7 +178,12 @@ async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> Ca
         raise NotFound("campaign", campaign_id)
     fields = {**dict(row), "headers": custom_headers.of_campaign(row["headers"])}
     if part:
-        said = await conn.fetchrow("select content::text, raw from message_parts where part = $1 and campaign_id = $2", part, campaign_id)
+        said = await conn.fetchrow(
+            "select content::text, raw, extract(epoch from created_at)::float8 as queued_at from message_parts "
+            "where part = $1 and campaign_id = $2",
+            part,
+            campaign_id,
+        )
         if said is None:
             raise NotFound("message part", part)
         content_of_part = msgspec.json.decode(said["content"])
@@ -186,7 +191,7 @@ async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> Ca
             copied = await content(conn, content_of_part["copy_of"])
             return msgspec.structs.replace(copied, id=campaign_id, part=part, version=part)
         # A part is never changed, so it is a version of its stream's content
-        fields |= {**content_of_part, "raw": said["raw"] or b"", "part": part, "version": part}
+        fields |= {**content_of_part, "raw": said["raw"] or b"", "part": part, "version": part, "queued_at": said["queued_at"]}
     else:
         fields["attachments"] = await attachments.of_campaign(conn, campaign_id)
     return msgspec.convert(fields, CampaignContent)

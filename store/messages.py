@@ -6,6 +6,7 @@ A stream rests as `completed` while it has nothing to do. What a message says is
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import date, datetime
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 from domain import states
 from domain.campaign import Attachment
 from domain.errors import NotFound
+from domain.feedback import REMOTE_BOUNCE
 from store import feed
 from store.custom_headers import MailClass
 from store.postgres import PooledConnection
@@ -266,12 +268,14 @@ async def list_messages(conn: PooledConnection, user_id: int | None, before: int
 
 
 async def outcomes(conn: PooledConnection, message: Message) -> dict[str, int]:
-    """State -> how many of the message's recipients are in it; `queued` are those without an end."""
+    """State -> how many of the message's recipients are in it; `queued` are those without an end.
+
+    Who was delivered to and reported as undeliverable later is bounced, as in `campaigns.recipient`.
+    """
     async with conn.transaction(readonly=True):
         # As in `accounting.records_on`: the BRIN index, also where there are no statistics yet
         await conn.execute("set local enable_seqscan = off")
         rows = await conn.fetch(
-            # A bounce may follow a delivery: the last word counts
             "select kind, count(*) from (select distinct on (number) kind from accounting where campaign_id = $1 "
             "and number between $2 and $3 and kind::text = any($4) order by number, at desc, attempt desc) ended group by kind",
             message.campaign_id,
@@ -279,9 +283,19 @@ async def outcomes(conn: PooledConnection, message: Message) -> dict[str, int]:
             message.last_number,
             list(_TERMINAL),
         )
-    found = {states.TERMINAL_KINDS[row["kind"].decode()]: row["count"] for row in rows}
-    left = message.recipients - sum(found.values())
-    return {**found, **({states.QUEUED: left} if left else {})}
+        reported = await conn.fetchval(
+            "select count(*) from feedback f where campaign_id = $1 and number between $2 and $3 and kind = $4 "
+            "and exists (select from accounting a where a.campaign_id = $1 and a.number = f.number and a.kind = 'd')",
+            message.campaign_id,
+            message.first_number,
+            message.last_number,
+            REMOTE_BOUNCE,
+        )
+    found = Counter({states.TERMINAL_KINDS[row["kind"].decode()]: row["count"] for row in rows})
+    found[states.QUEUED] = message.recipients - found.total()
+    found[states.DELIVERED] -= reported
+    found[states.BOUNCED] += reported
+    return dict(+found)
 
 
 async def recipients(conn: PooledConnection, message: Message, after: int, limit: int) -> list[RecipientState]:
@@ -300,7 +314,8 @@ async def _standing(conn: PooledConnection, campaign_id: int, first: int, last: 
         await conn.execute("set local enable_seqscan = off")
         rows = await conn.fetch(
             "select r.number, r.email, t.due_at, (r.data -> $4::text)::text as metadata, "
-            "l.kind, l.status, l.category, l.diagnostic, l.at, l.attempts "
+            "coalesce(f.state, l.kind) as kind, coalesce(f.status, l.status) as status, coalesce(f.category, l.category) as category, "
+            "coalesce(f.diagnostic, l.diagnostic) as diagnostic, coalesce(f.at, l.at) as at, l.attempts "
             "from recipients r left join retries t on t.campaign_id = $1 and t.number = r.number "
             "left join lateral (select (array_agg(a.kind::text order by a.kind::text = any($5) desc, a.at desc))[1] as kind, "
             "(array_agg(a.status order by a.kind::text = any($5) desc, a.at desc))[1] as status, "
@@ -308,6 +323,8 @@ async def _standing(conn: PooledConnection, campaign_id: int, first: int, last: 
             "(array_agg(a.diagnostic order by a.kind::text = any($5) desc, a.at desc))[1] as diagnostic, "
             "max(a.at) as at, coalesce(max(a.attempt), 0) as attempts from accounting a "
             "where a.campaign_id = $1 and a.number = r.number) l on true "
+            "left join lateral (select 'b' as state, status, category, diagnostic, at from feedback "
+            "where campaign_id = $1 and number = r.number and kind = $7 limit 1) f on l.kind = 'd' "
             "where r.campaign_id = $1 and r.number between $2::int and $3::int order by r.number limit $6",
             campaign_id,
             first,
@@ -315,6 +332,7 @@ async def _standing(conn: PooledConnection, campaign_id: int, first: int, last: 
             METADATA_KEY,
             list(_TERMINAL),
             limit,
+            REMOTE_BOUNCE,
         )
     return [
         RecipientState(

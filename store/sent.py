@@ -39,8 +39,9 @@ async def find(conn: PooledConnection, user_id: int | None, campaign_id: int, nu
         raise NotFound("recipient", number)
     # `connection` 0: an outcome that no server had a part in
     record = await conn.fetchrow(
-        "select a.kind, a.attempt, a.at, a.size, extract(epoch from b.queued_at)::float8 as composed_at from accounting a "
-        "join batches b on b.campaign_id = $1 and b.batch = a.batch where a.campaign_id = $1 and a.number = $2 and a.connection > 0 "
+        "select a.kind, a.attempt, a.at, a.size, a.delivery_server_id, extract(epoch from b.queued_at)::float8 as composed_at "
+        "from accounting a join batches b on b.campaign_id = $1 and b.batch = a.batch "
+        "where a.campaign_id = $1 and a.number = $2 and a.connection > 0 "
         "order by a.kind = 'd' desc, a.at desc limit 1",
         campaign_id,
         number,
@@ -50,7 +51,7 @@ async def find(conn: PooledConnection, user_id: int | None, campaign_id: int, nu
     content = await campaigns.content(conn, campaign_id, await messages.part_of(conn, campaign_id, number))
     return SentMessage(
         content=content,
-        server=await egress.get(conn, owner.user_id, owner.delivery_server_id, deleted=True),
+        server=await egress.get(conn, owner.user_id, record["delivery_server_id"], deleted=True),
         recipient=Recipient(row["number"], row["subscriber_id"], row["email"], row["data"].encode()),
         composed_at=record["composed_at"],
         kind=record["kind"].decode(),

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from compose.mime import Body, base64_lines, boundary, frame, prefers_base64
+from compose.mime import Body, base64_lines, boundary, coding, coding_8bit, frame
 from domain.campaign import Attachment
 from domain.errors import Invalid
 
@@ -122,8 +122,18 @@ def test_a_content_id_can_be_there_once_only():
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [("", False), ("plain words", False), ("Viele Grüße aus Köln, kommt gut nach Hause", False), ("こんにちは", True), ("Привет", True)],
+    ("text", "anywhere", "with_8bitmime"),
+    [
+        ("", "quoted-printable", "quoted-printable"),
+        ("plain words", "quoted-printable", "quoted-printable"),
+        ("Viele Grüße aus Köln, kommt gut nach Hause", "quoted-printable", "8bit"),
+        ("こんにちは", "base64", "8bit"),
+        ("Привет", "base64", "8bit"),
+        ("Привет\n" * 200, "base64", "8bit"),
+        ("ü" + "x" * 996 + "\r\n", "quoted-printable", "8bit"),
+        ("ü" + "x" * 997 + "\r\n", "quoted-printable", "quoted-printable"),
+    ],
 )
-def test_base64_is_chosen_where_it_is_shorter(text: str, expected: bool):
-    assert prefers_base64(text) is expected
+def test_a_part_has_the_encoding_that_suits_its_text_and_its_server(text: str, anywhere: str, with_8bitmime: str):
+    assert coding(text) == anywhere
+    assert coding_8bit(text) == with_8bitmime

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compose.raw import Envelope, RawMessage, take
+from compose.campaign import Envelope
+from compose.raw import RawMessage, take
 from compose.signing import DkimSigner, domains_of
 from config.settings import Mail
 from domain import return_path

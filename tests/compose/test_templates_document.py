@@ -67,8 +67,11 @@ def test_the_parts_of_a_message_are_what_the_text_says() -> None:
     assert markup.PREHEADER_PLACE in parts
     markup.check_amp("<!doctype html><html ⚡4email>", "<p>")
     markup.check_amp("<!doctype html><html amp4email>", "<p>")
-    assert mime.prefers_base64("Привет, мир")
-    assert not mime.prefers_base64("Viele Grüße aus dem Süden, und bis bald")
+    assert mime.coding("Привет, мир") == "base64"
+    assert mime.coding("Viele Grüße aus dem Süden, und bis bald") == "quoted-printable"
+    assert mime.coding_8bit("Привет, мир") == "8bit"
+    assert "eightbitmime=true" in parts
+    assert "longer than 998 octets" in parts
 
 
 def test_the_limits_are_those_that_the_text_names() -> None:

@@ -70,11 +70,11 @@ async def test_messages_are_made_again_with_their_signatures_and_seeds_got_their
             then = await api.signed_with(conn, what, Mail())
         again = api.make_again(services, what, then)
         assert base64.b64decode(again.message).replace(b"\r\n", b"\n") in wires
-        assert again.identical, (again.size, again.recorded_size)
+        assert again.same_size, (again.size, again.recorded_size)
         assert [(each.algorithm, each.good) for each in again.signatures] == [("rsa-sha256", True), ("ed25519-sha256", True)]
         assert again.kind == "d"
     other = dataclasses.replace(services, settings=Settings(mail=Mail(x_mailer="x")))
-    assert not api.make_again(other, what, then).identical
+    assert not api.make_again(other, what, then).same_size
 
 
 async def test_the_plain_verifier_sees_every_change(pool: Pool) -> None:
