@@ -152,6 +152,9 @@ async def test_a_deaf_link_swallows_and_its_connections_are_reset_when_it_heals(
     writer.write(b"two")
     with pytest.raises(TimeoutError):
         await says(reader, 0.2)
+    async with asyncio.timeout(5):
+        while link.swallowed < 3:
+            await asyncio.sleep(0.01)
     assert link.swallowed == 3
     await link.heal()
     with pytest.raises(ConnectionResetError):

@@ -95,21 +95,21 @@ def test_any_reply_is_explained_with_the_pattern_or_rule_that_decides():
     ],
 )
 def test_what_cannot_be_run_in_linear_time_or_is_not_understood_is_refused_at_once(line, field, said):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(Invalid) as refused:
         read_line(line, WORDS)
     assert refused.value.field == field
     assert said in refused.value.reason
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_expressions_that_are_too_costly_together_are_refused_and_the_dearest_allowed_ones_stay_quick():
     costly = [Pattern(f"/a.{{{90 + i}}}b{i}/", "Hard") for i in range(20)]
     made = BouncePatterns(costly, WORDS)
     worst = "".join("ab"[hash((i, i * 7919)) % 2] for i in range(600))
-    started = time.perf_counter()
+    started = time.process_time()
     made.first(550, worst)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     with pytest.raises(Invalid, match="too costly"):
         BouncePatterns(costly * 3, WORDS)
     with pytest.raises(Invalid, match=f"more than {MAX_PATTERNS}"):

@@ -169,8 +169,7 @@ async def test_tls_then_authentication_then_mail_over_the_handed_over_transport(
         await asyncio.wait_for(done.wait(), 5)
         assert [(o.stage, o.code) for o in outcomes] == [(STAGE_CONTENT, 250)] * 3
         assert len(peer.accepted) == 3
-        await asyncio.sleep(0.05)
-        assert peer.open == 0
+        await closed(peer)
 
 
 async def test_a_certificate_that_is_trusted_and_fits_is_verified(certificates: Path, localhost: ssl.SSLContext) -> None:
@@ -184,6 +183,13 @@ async def test_a_certificate_that_is_trusted_and_fits_is_verified(certificates: 
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
+async def closed(peer: Peer) -> None:
+    """Return when the peer has no connection any more."""
+    async with asyncio.timeout(20):
+        while peer.open:
+            await asyncio.sleep(0.01)
+
+
 async def refused(peer: Peer | int, **changes: Any) -> ConnectFailed:
     """The failure; also sees to it that no socket is left open and that it came in time."""
     port = peer if isinstance(peer, int) else peer.port
@@ -193,11 +199,7 @@ async def refused(peer: Peer | int, **changes: Any) -> ConnectFailed:
         async with asyncio.timeout(20):
             await connect(server(port, **changes), password=PASSWORD, ehlo_name="me.example", ssl_context=context, source_address=source)
     if isinstance(peer, Peer):
-        for _ in range(100):
-            if not peer.open:
-                break
-            await asyncio.sleep(0.01)
-        assert peer.open == 0
+        await closed(peer)
     return caught.value
 
 
@@ -428,5 +430,4 @@ async def test_a_cancelled_attempt_leaves_no_socket() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.05)
-        assert peer.open == 0
+        await closed(peer)

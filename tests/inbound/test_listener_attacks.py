@@ -292,17 +292,17 @@ async def test_bad_inputs_22_to_24_and_29_hold_up_nobody(pool: Pool, world: Worl
         assert not watching.done()
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        assert 0 < longest < 1.0
+        assert 0 < longest < 3.0, "hundredths of a second; what looks at a message without an end takes minutes"
         assert len(await stored(pool)) > 20
 
 
 def test_what_is_looked_for_in_a_message_takes_linear_time() -> None:
     for name, content in HOSTILE.items():
-        began = time.perf_counter()
+        began = time.process_time()
         refusal(b"\r\n" + content)
         why_not(content, "ada@reader.example", duty=False, installation="0badcafe")
         sender_of(content)
-        assert time.perf_counter() - began < 1.0, name
+        assert time.process_time() - began < 2.0, name
 
 
 async def test_the_end_of_the_content_is_found_wherever_it_is_cut(server: Server, pool: Pool, world: World) -> None:
@@ -346,7 +346,7 @@ async def test_a_group_of_commands_is_answered_in_order(server: Server, pool: Po
 
 
 async def test_after_the_attack_kit_nothing_is_left_and_honest_mail_was_taken_meanwhile(pool: Pool, world: World) -> None:
-    async with serving(pool, world, patience=QUICK._replace(idle=1.0, content=1.0, session=4.0)) as server:
+    async with serving(pool, world, patience=QUICK._replace(idle=2.5, content=2.5, session=6.0)) as server:
         limits = server.listener.limits
         kit = Kit(*server.listener.address, world.return_path())
         attack = asyncio.create_task(kit.run(12, 3.0))
@@ -357,7 +357,7 @@ async def test_after_the_attack_kit_nothing_is_left_and_honest_mail_was_taken_me
             await asyncio.sleep(0.2)
         await attack
         assert sum(kit.rounds.values()) > 12
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while limits.sessions:
                 await asyncio.sleep(0.05)
         assert (limits.buffered_bytes, +limits.peers) == (0, {})

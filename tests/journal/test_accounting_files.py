@@ -164,7 +164,9 @@ async def test_a_full_disk_is_named_and_made_up_for(journal: Journal, tmp_path: 
     files = make(journal, tmp_path, flush_interval_seconds=0.01)
     task = asyncio.create_task(files.run())
     put(journal, 1)
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        while files.cursor != journal.position:
+            await asyncio.sleep(0.01)
     write = os.write
     room = [300]
 
@@ -179,8 +181,9 @@ async def test_a_full_disk_is_named_and_made_up_for(journal: Journal, tmp_path: 
     journal.append(outcome("d", 3))
     journal.write()
     monkeypatch.setattr(os, "write", full)
-    await asyncio.sleep(0.1)
-    assert "No space left" in files.trouble
+    async with asyncio.timeout(10):
+        while "No space left" not in files.trouble:
+            await asyncio.sleep(0.01)
     monkeypatch.undo()
     async with asyncio.timeout(10):
         while files.trouble or files.cursor != journal.position:
