@@ -3,7 +3,6 @@
 The work is `store.results.run`, which `sluice bounces import` calls as well; here is only HTTP around it.
 """
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from litestar import Controller, Request, post
@@ -17,7 +16,7 @@ from control.guards import Caller
 from control.imports import bounded
 from control.parameters import MAX_ID
 from control.services import Services
-from domain.result_rows import ResultReader
+from domain.result_rows import Result, ResultReader
 from store import bounce_patterns, lists, results
 from store.postgres import connection
 
@@ -53,20 +52,25 @@ class BounceImportController(Controller):
         A hard bounce and a complaint suppress the address for all lists of the user; the subscriber is marked bounced or unsubscribed.
         All good rows or none; refused rows are listed, the first 1,000. The same file again changes nothing more.
         """
-        blocks = csv_body(request)
         user_id = caller.user_id
         if list_id is not None:
             async with connection(services.pool) as conn:
                 user_id = (await lists.get(conn, caller.sees, list_id)).user_id
-        rules = await bounce_patterns.rules(services.pool)
-        report = await results.run(services.pool, user_id, list_id, blocks, ResultReader(rules.classify))
-        await services.announce("suppressions")
-        return report
+        return await import_results(request, services, user_id, list_id)
 
 
-def csv_body(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """The body of a request that must be CSV, in blocks that are waited for a bounded time each. Raises HTTPException (415)."""
+async def import_results(
+    request: Request[Any, Any, Any], services: Services, user_id: int | None, list_id: int | None, usual: Result | None = None
+) -> results.ResultsReport:
+    """Import the CSV that is the body of a request, for a user (None: the system). `usual`: the type of all rows of a file without types.
+
+    Raises HTTPException (415) for another body.
+    """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "text/csv":
         raise HTTPException(f"send the rows as they are, as text/csv, not {kind[:80]!r}", status_code=415)
-    return bounded(request.stream(), "nothing was imported")
+    rules = await bounce_patterns.rules(services.pool)
+    blocks = bounded(request.stream(), "nothing was imported")
+    report = await results.run(services.pool, user_id, list_id, blocks, ResultReader(rules.classify, usual))
+    await services.announce("suppressions")
+    return report

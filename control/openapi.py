@@ -13,6 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
 
+from control import examples
 from control.errors import MEDIA_TYPE
 
 API_VERSION = "1"
@@ -57,13 +58,12 @@ class Document(OpenAPIRenderPlugin):
 
 
 def finished(schema: dict[str, Any]) -> dict[str, Any]:
-    """The framework's document with what it cannot know: our problems, the streamed body, readable names."""
+    """The framework's document with what it cannot know: our problems, streamed bodies, examples, readable names."""
     text = msgspec.json.encode(schema).decode()
     document: dict[str, Any] = msgspec.json.decode(_PAGE_NAME.sub(r"\1Page", text))
     for component in document["components"]["schemas"].values():
         component.pop("default", None)  # of one field that uses the component; whether it is there depends on the hash seed
     problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-    lines = {"schema": {"type": "string", "format": "binary"}}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if method not in _METHODS:
@@ -73,10 +73,7 @@ def finished(schema: dict[str, Any]) -> dict[str, Any]:
             if path.startswith("/api/"):
                 responses["401"] = {"description": "No valid API key", **problem}
                 responses["default"] = {"description": "Refused or failed (RFC 9457)", **problem}
-            if operation["operationId"] == "importSubscribers":
-                operation["requestBody"] = {"required": True, "content": {"text/csv": lines, "application/x-ndjson": lines}}
-            if operation["operationId"] == "streamMessage":
-                operation["requestBody"] = {"required": True, "content": {"application/x-ndjson": lines}}
+            examples.add_to(operation)
             if method == "post" and path.startswith("/api/"):
                 key = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 255}}
                 operation.setdefault("parameters", []).append(key)

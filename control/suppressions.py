@@ -12,15 +12,14 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
-from control.bounce_imports import NOT_CSV, csv_body
+from control.bounce_imports import NOT_CSV, import_results
 from control.guards import Caller
 from control.parameters import MAX_ID, After, Id, Limit, Page, one_line
 from control.services import Services
 from domain import address, suppression_key
 from domain.errors import Invalid
-from domain.result_rows import ResultReader
 from domain.suppression import Reason, Scope
-from store import bounce_patterns, lists, results, suppressions
+from store import lists, results, suppressions
 from store.postgres import Pool, PooledConnection, connection, transaction
 
 MAX_AT_ONCE = 10_000
@@ -169,13 +168,9 @@ class SuppressionController(Controller):
 
         All good rows or none; refused rows are listed, the first 1,000. The same file again changes nothing more.
         """
-        blocks = csv_body(request)
         async with connection(services.pool) as conn:
             user_id = await _owner(conn, caller, reach, list_id)
-        rules = await bounce_patterns.rules(services.pool)
-        report = await results.run(services.pool, user_id, list_id, blocks, ResultReader(rules.classify, "suppress"))
-        await services.announce("suppressions")
-        return report
+        return await import_results(request, services, user_id, list_id, "suppress")
 
     @get("/export", operation_id="exportSuppressions", summary="Export suppressions", media_type="text/csv")
     async def export(
