@@ -353,6 +353,10 @@ def sender(facts: SenderFacts, wire: bytes | None) -> list[Finding]:
     if domain.exists and domain.takes_mail is False:
         advice = "give it an MX record: From and Reply-To must take answers"
         found.append(_warning("from_takes_no_mail", f"nobody takes mail for {domain.name}", advice, (_MICROSOFT,)))
+    reply = facts.reply_to
+    if reply is not None and (reply.exists is False or reply.takes_mail is False):
+        advice = "answer at a domain with an MX record: From and Reply-To must take answers"
+        found.append(_warning("reply_to_takes_no_mail", f"nobody takes mail for {reply.name}, which Reply-To names", advice, (_MICROSOFT,)))
     if back.exists and back.takes_mail is False:
         found.append(
             _warning(
@@ -365,7 +369,7 @@ def sender(facts: SenderFacts, wire: bytes | None) -> list[Finding]:
             found.append(
                 _blocking(f"host_missing:{host}", f"links lead over {host}, which has no address", "make its A or CNAME record", _SPAM)
             )
-    unknown = [name for name, value in _lookups(facts) if value is None]
+    unknown = list(dict.fromkeys(name for name, value in _lookups(facts) if value is None))
     if unknown:
         found.append(_warning("dns_silent", f"no answer for {', '.join(unknown[:5])}", "try again; see preflight.nameservers"))
     return found
@@ -376,9 +380,10 @@ def _slug(text: str) -> str:
 
 
 def _lookups(facts: SenderFacts) -> list[tuple[str, object]]:
-    named = [(each.name, value) for each in (facts.sender, facts.return_path) for value in (each.exists, each.mx, each.txt)]
+    domains = filter(None, (facts.sender, facts.return_path, facts.reply_to))
+    named = [(each.name, value) for each in domains for value in (each.exists, each.mx, each.txt)]
     named += [(key.name, key.found) for key in (*facts.keys, *facts.beside)]
-    return list(dict([*named, (f"_dmarc.{facts.dmarc_name}", facts.dmarc), *facts.hosts.items()]).items())
+    return [*named, (f"_dmarc.{facts.dmarc_name}", facts.dmarc), *facts.hosts.items()]
 
 
 def _spf(facts: SenderFacts) -> list[Finding]:

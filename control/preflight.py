@@ -28,6 +28,7 @@ from domain.campaign import CampaignContent, Recipient
 from domain.dkim import DkimKey
 from domain.egress import DeliveryServer
 from domain.errors import Invalid
+from domain.sender_domain import DomainFacts
 from store import campaigns, egress, samples
 from store import dkim as keys
 from store.postgres import connection
@@ -81,8 +82,13 @@ async def report(services: Services, campaign_id: int, *, dns: bool) -> Prefligh
         wire = next((each for each in built if isinstance(each, bytes)), None)
         hosts = [host for host in _hosts(services, content, server) if host]
         name_server = NameServer(services.settings.preflight)
-        facts = await name_server.sender(*_sending_domains(services, content, server), chosen, hosts)
-        facts = msgspec.structs.replace(facts, beside=tuple(await asyncio.gather(*map(name_server.key, beside))))
+        sender, back = _sending_domains(services, content, server)
+        facts, reply_to, records = await asyncio.gather(
+            name_server.sender(sender, back, chosen, hosts),
+            _reply_to(name_server, content, sender),
+            asyncio.gather(*map(name_server.key, beside)),
+        )
+        facts = msgspec.structs.replace(facts, reply_to=reply_to, beside=tuple(records))
         findings += preflight.sender(facts, wire)
     findings.sort(key=lambda finding: finding.severity != "blocking")
     ready = not any(finding.severity == "blocking" for finding in findings)
@@ -140,6 +146,14 @@ def _sending_domains(services: Services, content: CampaignContent, server: Deliv
     sender = header_rules.address_octets(field, address)[0].rpartition(b"@")[2].decode("ascii").lower()
     _, back = header_rules.mail_from(content, server, mail.sender_domain, mail.catch_all_domain)
     return sender, header_rules.domain_octets("mfrom", back.rpartition("@")[2]).decode("ascii").lower()
+
+
+async def _reply_to(name_server: NameServer, content: CampaignContent, sender: str) -> DomainFacts | None:
+    """What is said about the domain that answers go to; None where that is the sender's."""
+    if not content.reply_to:
+        return None
+    domain = header_rules.address_octets("reply_to", content.reply_to)[0].rpartition(b"@")[2].decode("ascii").lower()
+    return None if domain == sender else await name_server.domain(domain)
 
 
 def _hosts(services: Services, content: CampaignContent, server: DeliveryServer) -> list[str]:

@@ -49,6 +49,7 @@ class SenderFacts(msgspec.Struct, frozen=True, kw_only=True):
     dmarc: tuple[str, ...] | None
     keys: tuple[KeyFacts, ...]
     hosts: dict[str, bool | None]
+    reply_to: DomainFacts | None = None  # where it is another than the sender's
     beside: tuple[KeyFacts, ...] = ()  # those that sign for the CFBL-Address alone (RFC 9477 §3.1.3)
 
 

@@ -148,6 +148,11 @@ def test_b6_microsoft_wants_spf_dkim_and_dmarc_and_a_sender_that_takes_answers()
     for name in ("spf_missing", "dkim_missing", "dmarc_missing"):
         assert "Microsoft 550 5.7.515" in found[name]
     assert "from_takes_no_mail" in objections(sender=msgspec.structs.replace(facts().sender, mx=(".",)))
+    answers = msgspec.structs.replace(facts().sender, name="answers.example")
+    assert objections(reply_to=answers) == {}
+    for changes in ({"mx": (".",)}, {"mx": (), "has_address": False}, {"exists": False}):
+        assert "Microsoft 550 5.7.515" in objections(reply_to=msgspec.structs.replace(answers, **changes))["reply_to_takes_no_mail"]
+    assert list(objections(reply_to=msgspec.structs.replace(answers, exists=None, mx=None))) == ["dns_silent"], "silence is no proof"
 
 
 def test_b7_one_click_unsubscribe_with_one_https_address_that_is_signed() -> None:

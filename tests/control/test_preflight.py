@@ -47,8 +47,11 @@ async def campaign_on(client: Client, mfrom: str, **changes: Any) -> dict[str, A
 
 
 async def test_a_campaign_of_good_domains_has_only_its_key_missing(ada: Client, eve: Client) -> None:
-    made = await campaign_on(ada, "b.good.example", from_email="news@good.example", html=HTML, text="Hi\n{{ links.unsubscribe }}")
+    made = await campaign_on(
+        ada, "b.good.example", from_email="news@good.example", html=HTML, text="Hi\n{{ links.unsubscribe }}", reply_to="us@b.good.example"
+    )
     found = await findings(ada, made)
+    assert "reply_to_takes_no_mail" not in found
     assert [name for name, each in found.items() if each["severity"] == "blocking"] == ["dkim_missing"]
     assert {"provider": "Microsoft", "code": "550 5.7.515"}.items() <= found["dkim_missing"]["answers"][1].items()
     key = await ada.ok("POST", "/dkim-keys", json={"domain": "good.example", "selector": "s1"})
@@ -73,8 +76,9 @@ async def test_values_that_are_empty_for_some_are_named_with_one_of_them(ada: Cl
 
 
 async def test_bad_domains_are_named_with_the_answers_they_would_get(ada: Client) -> None:
-    made = await campaign_on(ada, "b.gone.example", from_email="news@gone.example")
+    made = await campaign_on(ada, "b.gone.example", from_email="news@gone.example", reply_to="us@Nowhere.example")
     found = await findings(ada, made)
+    assert "nowhere.example" in found["reply_to_takes_no_mail"]["what"]
     assert {"from_missing", "return_path_missing", "dkim_missing"} <= set(found)
     assert {"no_unsubscribe_link", "variable_unknown:first_name"} <= set(found)
     silent = await campaign_on(ada, "b.good.example", from_email="news@silent.example", name="silent")
