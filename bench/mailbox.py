@@ -6,11 +6,10 @@ only, and HTML parts are served into a sandboxed frame under a policy that allow
 """
 
 import asyncio
-import contextlib
 import json
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from email import policy
 from email.message import EmailMessage
@@ -23,6 +22,7 @@ import uvicorn
 
 from bench.sink_protocol import Kept
 from bench.sink_script import check_rules
+from config.serving import Server
 from domain.errors import ConfigurationError, Invalid, NotFound
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class MailboxServer:
         config = uvicorn.Config(
             Mailbox(running), lifespan="off", log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1, ws="none"
         )
-        self._server = _QuietServer(config)
+        self._server = Server(config)
         self._listener = listener
         self._task: asyncio.Task[None] | None = None
 
@@ -72,14 +72,6 @@ class MailboxServer:
         self._server.force_exit = True
         if self._task is not None:
             await self._task
-
-
-class _QuietServer(uvicorn.Server):
-    """The sink has its own signal handlers; uvicorn must not replace them."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Mailbox:

@@ -11,60 +11,22 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from config import logs
 from config.keys import load_keyring
 from config.load import admin_key_path, load, state_directory
+from config.serving import BoundedHttp, Server
 from config.settings import Settings
 from control.app import create_app
 from domain.errors import ConfigurationError, SluiceError
 from store import batch_queue, embedded, migrate, postgres, users
 
-MAX_HEAD_BYTES = 64 * 1024
 MAX_CONNECTIONS = 1000
 SHUTDOWN_SECONDS = 1  # for requests under way; then they are cut
-
-_log = logging.getLogger("control")
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's parser keeps request headers of any size; this one cuts the connection at 64 KiB."""
-
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Counts what arrives until the headers are complete."""
-        self._head_bytes += len(data)
-        super().data_received(data)
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            _log.warning("a request with more than %d bytes of headers was cut off", MAX_HEAD_BYTES)
-            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-            self.transport.close()
-
-    def on_headers_complete(self) -> None:
-        """What follows is the body, which has limits of its own."""
-        super().on_headers_complete()
-        self._head_bytes = -sys.maxsize
-
-    def on_message_complete(self) -> None:
-        """What follows is the next request."""
-        super().on_message_complete()
-        self._head_bytes = 0
-
-
-class Server(uvicorn.Server):
-    """uvicorn without its signal handlers: it would die of the signal after an orderly stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are `_serve`'s."""
-        yield
 
 
 def main() -> int:
@@ -103,7 +65,8 @@ async def _serve(settings: Settings, database_url: str, redis_url: str) -> None:
         with contextlib.suppress(Exception):
             await redis.aclose()
         try:
-            await asyncio.wait_for(pool.close(), 1)
+            async with asyncio.timeout(1.0):
+                await pool.close()
         except TimeoutError:
             pool.terminate()
 
@@ -112,7 +75,7 @@ async def _run(app: Any, listening: socket.socket, stop: asyncio.Event) -> None:
     server = Server(
         uvicorn.Config(
             app,
-            http=BoundedProtocol,
+            http=BoundedHttp,
             ws="none",
             lifespan="on",
             log_config=None,

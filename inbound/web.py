@@ -9,17 +9,16 @@ database before the signature holds. What the token alone decides is taken wheth
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from config import tasks
+from config.serving import BoundedHttp, Server
 from domain import links
 from domain.errors import Unavailable
 from inbound import abuse
@@ -37,7 +36,6 @@ Answer = tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]  # status, body, hea
 
 MAX_BODY_BYTES: Final = 64 * 1024
 BODY_TIMEOUT_SECONDS: Final = 10.0
-HEADERS_TIMEOUT_SECONDS: Final = 10.0
 STORE_TIMEOUT_SECONDS: Final = 5.0
 RETRY_AFTER_SECONDS: Final = 60
 MAX_CONNECTIONS: Final = 1000
@@ -255,45 +253,6 @@ async def _body(receive: Receive) -> tuple[bytes, Answer | None]:
         return b"", (408, TOO_SLOW, ((b"connection", b"close"),))
 
 
-class _Connection(HttpToolsProtocol):
-    """uvicorn's, with the one limit it lacks: a peer that does not finish its request headers is cut off."""
-
-    _giving_up: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect_headers()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._expect_headers()
-
-    def on_headers_complete(self) -> None:
-        self._stop_waiting()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _expect_headers(self) -> None:
-        if self._giving_up is None:
-            self._giving_up = self.loop.call_later(HEADERS_TIMEOUT_SECONDS, self.transport.abort)
-
-    def _stop_waiting(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, without its signal handlers: the process has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class WebServer:
     """The listening socket and the server on it."""
 
@@ -301,10 +260,10 @@ class WebServer:
         """Bind at once, so a taken port is an error here. Raises OSError."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=1024, reuse_port=False)
-        self._server = _Server(
+        self._server = Server(
             uvicorn.Config(
                 web,
-                http=_Connection,
+                http=BoundedHttp,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from control.__main__ import MAX_HEAD_BYTES
+from config.serving import MAX_HEAD_BYTES
 
 ROOT = Path(__file__).parents[2]
 

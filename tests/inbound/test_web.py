@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import tasks
+from config.serving import MAX_HEAD_BYTES
 from config.settings import Mail
 from domain import links
 from inbound.postback import Postbacks
@@ -185,6 +186,16 @@ async def test_every_answer_is_safe_to_show_and_never_cached(site: Site, world: 
 async def test_a_body_that_is_too_long_is_refused(site: Site, pool: Pool, world: World) -> None:
     assert (await site.ask("POST", f"/u/{world.token}", b"x" * (MAX_BODY_BYTES + 1)))[0] == 413
     assert await state(pool) == ("subscribed", 0)
+
+
+@pytest.mark.parametrize("head", [b"GET /u/%s", b"GET / HTTP/1.1\r\nHost: t\r\nX-Long: %s"], ids=["request line", "header"])
+async def test_a_request_whose_head_does_not_end_is_cut_off(site: Site, head: bytes) -> None:
+    reader, writer = await asyncio.open_connection(*site.server.address)
+    with contextlib.suppress(ConnectionError):
+        writer.write(head % (b"x" * MAX_HEAD_BYTES))
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+    writer.close()
 
 
 async def test_without_the_store_a_token_is_enough_and_it_is_carried_out_when_the_store_is_back(
