@@ -101,10 +101,18 @@ def why_not(content: bytes, mail_from: str, *, duty: bool, installation: str) ->
         return "it was forwarded here before"
     if len(_RECEIVED.findall(header)) > MAX_RECEIVED:
         return f"it has more than {MAX_RECEIVED} Received fields"
-    if has_longer_lines(content, MAX_LINE_OCTETS):
-        return f"it has lines of more than {MAX_LINE_OCTETS} octets"
     if not duty and (not mail_from or _AUTOMATIC.search(header)):
         return "it is automatic mail"
+    return ""
+
+
+def unsendable(content: bytes) -> str:
+    """Why a mail cannot go out as it is, "" when it can: our listener and mailboxes take what no server may be sent (S1)."""
+    lines = content.count(b"\r\n")
+    if content.count(b"\r") != lines or content.count(b"\n") != lines or b"\0" in content:
+        return "it holds a bare CR, a bare LF or NUL"
+    if has_longer_lines(content, MAX_LINE_OCTETS):
+        return f"it has lines of more than {MAX_LINE_OCTETS} octets"
     return ""
 
 

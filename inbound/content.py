@@ -13,7 +13,7 @@ MAX_HEADER_BYTES: Final = 256 * 1024
 ADDRESS = re.compile(
     r"([A-Za-z0-9!#$&'*+/=?^_`{|}~.-]{1,64})@([A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+)"
 )  # no quotes, no %-hack, no routes
-_RETURN_PATH = re.compile(rb"^return-path[ \t]*:[ \t]*<?([^<>\s]{0,254})>?", re.IGNORECASE | re.MULTILINE)
+_RETURN_PATH = re.compile(rb"^return-path[ \t]*:[ \t]*<?([^<>\s\x00-\x1f\x7f]{0,254})>?", re.IGNORECASE | re.MULTILINE)
 _FROM = re.compile(rb"^from[ \t]*:((?:[^\n]*\n[ \t])*[^\n]*)", re.IGNORECASE | re.MULTILINE)
 
 

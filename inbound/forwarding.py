@@ -13,7 +13,7 @@ from compose.header_rules import address_octets
 from config.keys import Keyring
 from domain.egress import DeliveryServer
 from domain.errors import Invalid, NotFound
-from domain.forwarding import MARKER, rewritten
+from domain.forwarding import MARKER, rewritten, unsendable
 from store import egress, forwarding, messages, users
 from store.forwarding import Rule
 from store.postgres import PooledConnection
@@ -34,12 +34,12 @@ class Forwards:
     async def add(
         self, conn: PooledConnection, inbound_id: int, rule: Rule, target: str, *, recipient: str, mail_from: str, raw: bytes
     ) -> str:
-        """Queue a kept mail for `target`; "", or why it is not sent on. `raw` has lines that end with CRLF."""
+        """Queue a kept mail for `target`; "", or why it is not sent on."""
         if await forwarding.lately(conn) >= forwarding.MAX_PER_HOUR:
             return f"{forwarding.MAX_PER_HOUR} mails were sent on in the last hour already"
         server = await _server(conn)
-        if server is None:
-            reason = "there is no delivery server that is enabled"
+        reason = unsendable(raw) or ("" if server is not None else "there is no delivery server that is enabled")
+        if server is None or reason:
             await forwarding.add(conn, inbound_id, rule, target, None, reason)
             return reason
         now = datetime.now(UTC)

@@ -30,7 +30,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one. `reading` is what is kept for people; `user_id` whose it turned out to be."""
+    """What became of one. `reading` is what is kept for people, without NUL; `user_id` whose it turned out to be."""
 
     id: int
     kind: str
@@ -78,7 +78,7 @@ async def settle(conn: PooledConnection, settled: Sequence[Settled], *, timeout_
         [each.kind for each in settled],
         [each.outcome for each in settled],
         [each.reason for each in settled],
-        [msgspec.json.encode(each.reading).decode().replace("\\u0000", " ") for each in settled],
+        [msgspec.json.encode(each.reading).decode() for each in settled],
         [each.user_id for each in settled],
         [each.campaign_id for each in settled],
         [each.number for each in settled],

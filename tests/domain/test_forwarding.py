@@ -3,7 +3,7 @@
 import pytest
 
 from domain.errors import Invalid
-from domain.forwarding import MARKER, Alias, Routes, parse_aliases, read_rewritten, rewritten, why_not
+from domain.forwarding import MARKER, Alias, Routes, parse_aliases, read_rewritten, rewritten, unsendable, why_not
 
 KEY = bytes(range(32))
 MAIL = b"From: ada@reader.example\r\nSubject: Re: News\r\n\r\nHello\r\n"
@@ -98,8 +98,14 @@ def test_mail_in_a_loop_is_not_forwarded() -> None:
     assert why_not(marked, "ada@reader.example", duty=False, installation="0badcaff") == ""  # another installation's
     looped = b"Received: from a by b\r\n" * 31 + MAIL
     assert "Received" in why_not(looped, "ada@reader.example", duty=True, installation="0badcafe")
-    assert "octets" in why_not(MAIL + b"x" * 999 + b"\r\n", "ada@reader.example", duty=True, installation="0badcafe")
     assert why_not(MAIL + looped, "ada@reader.example", duty=False, installation="0badcafe") == ""  # in the text, not in the header
+
+
+def test_what_no_server_may_be_sent_is_named() -> None:
+    assert unsendable(MAIL) == unsendable(MAIL + b"x" * 998 + b"\r\n") == ""
+    assert "octets" in unsendable(MAIL + b"x" * 999 + b"\r\n")
+    for octet in (b"\r", b"\n", b"\0"):
+        assert "NUL" in unsendable(MAIL + b"a" + octet + b"b\r\n")
 
 
 @pytest.mark.parametrize(

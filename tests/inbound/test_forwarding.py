@@ -179,6 +179,22 @@ async def test_without_a_way_out_or_past_the_bound_the_mail_is_kept_and_that_is_
     assert await pool.fetchval("select count(*) from forwards") == 10_000
 
 
+@pytest.mark.parametrize("content", [b"long " * 200 + b"\r\n", b"bare \r\r\n", b"\0\r\n"], ids=["long line", "CR", "NUL"])
+async def test_what_no_server_may_be_sent_is_kept_and_that_is_shown(pool: Pool, world: World, server: Server, content: bytes) -> None:
+    """A mailbox or a pipe gives us what a listener would have refused, and a notice passes on whatever was received."""
+    await set_rules(pool, server)
+    received, _ = server.policy.recipient("reply@bounce.mailer.example")
+    assert received is not None
+    await server.policy.take("", "ada@reader.example", [received], MAIL + content)
+    async with postgres.transaction(pool) as conn:
+        way = server.policy.forwards
+        said = await way.add(conn, 1, "notice", "admin@ours.example", recipient="x@relay.example", mail_from="", raw=MAIL + content)
+    assert said
+    assert [(each.rule, each.state) for each in await shown(pool)] == [("notice", "failed"), ("alias", "failed")]
+    assert len(await stored(pool)) == 1
+    assert await pool.fetchval("select count(*) from messages") == 0
+
+
 async def test_nothing_is_queued_unless_the_mail_is_kept(pool: Pool, world: World, server: Server) -> None:
     await set_rules(pool, server)
     await pool.execute("alter table messages rename to elsewhere")

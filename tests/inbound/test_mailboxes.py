@@ -103,6 +103,17 @@ async def test_mail_to_nobody_of_ours_is_kept_for_the_mailbox(pool: Pool, world:
         assert tuple(row) == (USER, "ada@reader.example", None)  # type: ignore[arg-type]
 
 
+async def test_a_message_with_a_sender_nobody_can_store_does_not_hold_up_the_others(
+    pool: Pool, world: World, protocol: str, password_file: Path
+) -> None:
+    async with mail_store() as server:
+        server.add(bounce(world, "odd").replace(b"Return-Path: <>", b"Return-Path: <a\0b@reader.example>"))
+        server.add(bounce(world, "behind it"))
+        async with reading(pool, world, at(server, protocol, password_file)):
+            await until_kept(pool, 2)
+            await until_empty(server)
+
+
 @pytest.mark.parametrize(
     ("protocol", "break_at"),
     [("pop3", "RETR 3"), ("pop3", "DELE"), ("pop3", "QUIT"), ("imap", "UID FETCH 3"), ("imap", "STORE"), ("imap", "EXPUNGE")],

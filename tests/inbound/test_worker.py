@@ -306,6 +306,11 @@ async def test_what_the_operator_says_of_a_reply_counts_in_reports_too(office: O
     assert "pattern we do not want you" in row["reason"]
 
 
+async def test_words_that_look_like_an_escape_are_words(office: Office, world: World) -> None:
+    (row,) = await office.take(mails.dsn(world, text=r"550 5.1.1 \u0000 User unknown"))
+    assert (row["outcome"], await office.state()) == ("acted", "bounced"), row["reason"]
+
+
 async def test_a_message_that_cannot_be_handled_is_flagged_alone(office: Office, world: World, pool: Pool) -> None:
     await pool.execute(
         "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no such luck'; end $$; "
