@@ -34,7 +34,7 @@ class WebView:
         self._key = keyring.derive("web-view")
         self._public_url = public_url
         self._mail = mail
-        self._compiled: OrderedDict[tuple[int, int, int], CompiledCampaign] = OrderedDict()
+        self._compiled: OrderedDict[tuple[int, int, int, int], CompiledCampaign] = OrderedDict()
 
     async def page(self, text: str) -> bytes | None:
         """The page at `/w/<text>`; None when it is none of ours or was never sent. Raises Unavailable."""
@@ -44,7 +44,7 @@ class WebView:
         sent = await inbound.sent(self._pool, *parts, timeout_seconds=STORE_TIMEOUT_SECONDS)
         if sent is None:
             return None
-        key = sent.content.id, sent.content.version, sent.server.version
+        key = sent.content.id, sent.content.version, sent.server.id, sent.server.version
         try:
             compiled = self._compiled.get(key)
             if compiled is None:

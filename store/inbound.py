@@ -7,6 +7,7 @@ from domain.campaign import CampaignContent, Recipient
 from domain.egress import DeliveryServer
 from store import campaigns, egress, messages, suppressions, unsubscribe_copies
 from store.postgres import Pool, PooledConnection, connection, transaction
+from store.sent import last_record
 
 # Reports on the last messages of a delivery server arrive after it was deleted
 _DELETED_SERVERS_STILL_RECEIVE = "60 days"
@@ -101,7 +102,7 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 async def sent(pool: Pool, user_id: int, campaign_id: int, number: int, *, timeout_seconds: float) -> Sent | None:
-    """What the message to one recipient was made of, as it stood when the campaign was started.
+    """What the message to one recipient was made of, as it stood when the campaign was started: that which was delivered, where one was.
 
     None: there is no such recipient, or nothing was composed for it yet. Raises Unavailable.
     """
@@ -120,7 +121,8 @@ async def sent(pool: Pool, user_id: int, campaign_id: int, number: int, *, timeo
         )
         if row is None or row["composed_at"] is None:
             return None
+        said = await last_record(conn, campaign_id, number, timeout_seconds=timeout_seconds) or row
         content = await campaigns.content(conn, campaign_id, await messages.part_of(conn, campaign_id, number))
-        server = await egress.get(conn, user_id, row["delivery_server_id"], deleted=True)
+        server = await egress.get(conn, user_id, said["delivery_server_id"], deleted=True)  # it may have gone through a fallback
     recipient = Recipient(row["number"], row["subscriber_id"], row["email"], row["data"].encode())
-    return Sent(content, server, recipient, row["composed_at"])
+    return Sent(content, server, recipient, said["composed_at"])

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+import asyncpg
 import msgspec
 
 from domain.campaign import CampaignContent, Recipient
@@ -37,16 +38,8 @@ async def find(conn: PooledConnection, user_id: int | None, campaign_id: int, nu
     )
     if row is None:
         raise NotFound("recipient", number)
-    # `connection` 0: an outcome that no server had a part in
-    record = await conn.fetchrow(
-        "select a.kind, a.attempt, a.at, a.size, a.delivery_server_id, extract(epoch from b.queued_at)::float8 as composed_at "
-        "from accounting a join batches b on b.campaign_id = $1 and b.batch = a.batch "
-        "where a.campaign_id = $1 and a.number = $2 and a.connection > 0 "
-        "order by a.kind = 'd' desc, a.at desc limit 1",
-        campaign_id,
-        number,
-    )
-    if record is None or record["composed_at"] is None:
+    record = await last_record(conn, campaign_id, number)
+    if record is None:
         raise Conflict(f"nothing was sent to recipient {number} of campaign {campaign_id} so far")
     content = await campaigns.content(conn, campaign_id, await messages.part_of(conn, campaign_id, number))
     return SentMessage(
@@ -59,6 +52,23 @@ async def find(conn: PooledConnection, user_id: int | None, campaign_id: int, nu
         at=record["at"],
         size=record["size"],
     )
+
+
+async def last_record(conn: PooledConnection, campaign_id: int, number: int, *, timeout_seconds: float = 60.0) -> asyncpg.Record | None:
+    """The record of a recipient's delivery, else of the last attempt that reached a server, with the time its message was composed at."""
+    async with conn.transaction(readonly=True):
+        # As in `accounting.records_on`: the BRIN index, also where there are no statistics yet
+        await conn.execute("set local enable_seqscan = off")
+        return await conn.fetchrow(
+            "select a.kind, a.attempt, a.at, a.size, a.delivery_server_id, extract(epoch from b.queued_at)::float8 as composed_at "
+            "from accounting a join batches b on b.campaign_id = $1 and b.batch = a.batch "
+            # `connection` 0: an outcome that no server had a part in
+            "where a.campaign_id = $1 and a.number = $2 and a.connection > 0 and b.queued_at is not null "
+            "order by a.kind = 'd' desc, a.at desc limit 1",
+            campaign_id,
+            number,
+            timeout=timeout_seconds,
+        )
 
 
 async def keys_at(conn: PooledConnection, user_ids: list[int], domains: list[str], at: datetime) -> list[DkimKey]:

@@ -89,6 +89,34 @@ async def test_a_deleted_server_and_other_data_change_nothing(site: Site, sent: 
     assert (await site.ask("GET", f"/w/{sent.token()}"))[2] == before[2]
 
 
+async def test_what_was_tried_again_through_another_server_is_shown_as_it_was_delivered(site: Site, sent: Sent, pool: Pool) -> None:
+    _, _, first = await site.ask("GET", f"/w/{sent.token()}")
+    fallback = await pool.fetchval(
+        "insert into delivery_servers (user_id, name, host, port, security, link_domain) "
+        "values ($1, 'other', 'o.example', 25, 'none', 'o.example') returning id",
+        sent.user_id,
+    )
+    await pool.execute(
+        "insert into batches (campaign_id, batch, attempt, first_number, last_number, numbers, queued_at, done) "
+        "values ($1, 9, 2, 2, 2, '{2}', now() - interval '1 hour', '0')",
+        sent.campaign_id,
+    )
+    await pool.execute(
+        "insert into accounting (campaign_id, number, attempt, kind, at, batch, delivery_server_id, connection, size, status, category, "
+        "diagnostic, mta, recipient) values ($1, 2, 2, 'd', now(), 9, $2, 1, 1, '2.0.0', '', '', '', ''), "
+        "($1, 2, 1, 't', now() - interval '1 day', 1, $2, 1, 1, '4.0.0', '', '', '', '')",
+        sent.campaign_id,
+        fallback,
+    )
+    made = await inbound.sent(pool, sent.user_id, sent.campaign_id, 2, timeout_seconds=5)
+    assert made is not None
+    assert made.server.id == fallback
+    _, _, body = await site.ask("GET", f"/w/{sent.token()}")
+    assert b"https://o.example/c/" in body
+    assert b"https://o.example/" not in first
+    assert body != first
+
+
 async def test_head_shows_nothing_and_post_is_refused(site: Site, sent: Sent) -> None:
     status, headers, body = await site.ask("HEAD", f"/w/{sent.token()}")
     assert (status, body) == (200, b"")
