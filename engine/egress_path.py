@@ -357,7 +357,7 @@ class EgressPath:
             for _ in range(plan.open):
                 task = asyncio.create_task(self._connect())
                 self._connecting.add(task)
-                task.add_done_callback(self._connecting.discard)
+                task.add_done_callback(self._tried)
             if self.ready and self.bucket.ready_at(now) <= now:
                 for session in self._waiting:
                     self._turn.ready(session)
@@ -367,6 +367,10 @@ class EgressPath:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.002, min(plan.look_again_at - now, 3600.0))):
                     await self._wake.wait()
+
+    def _tried(self, task: "asyncio.Task[None]") -> None:
+        self._connecting.discard(task)
+        self.wake()  # only now is its place free for another one
 
     async def _connect(self) -> None:
         server, number, self.missed = self.server, next(_connection_ids), False

@@ -10,6 +10,7 @@ from pathlib import Path
 from store import accounting, batch_queue
 from store.postgres import Pool
 from tests.machine import Machine, campaign_state, until
+from tests.peers import Peer
 from tests.store import seed
 
 CLEAN = {"missing": 0, "multiple_terminal": 0, "disagreeing": 0}
@@ -145,12 +146,14 @@ async def test_a_paused_campaign_stops_and_goes_on_when_resumed(machine: Machine
 
     await until(begun, "sending begun", 60.0, machine)
     await set_state(machine, pool, campaign, "paused")
-    await asyncio.sleep(1.0)
+
+    async def handed_back() -> bool:  # so another engine could go on
+        return not await pool.fetchval("select count(*) from batches where campaign_id = $1 and owner is not null", campaign)
+
+    await until(handed_back, "every batch is handed back", 10.0, machine)
     stopped_at = await sent()
     await asyncio.sleep(1.0)
     assert await sent() == stopped_at < 3000
-    held = await pool.fetchval("select count(*) from batches where campaign_id = $1 and owner is not null", campaign)
-    assert held == 0  # handed back, so another engine could go on
     await set_state(machine, pool, campaign, "running")
     await completed(machine, pool, campaign)
     assert await sent() == 3000
@@ -190,7 +193,7 @@ async def set_state(machine: Machine, pool: Pool, campaign: int, state: str) -> 
 async def test_sigterm_hands_everything_back_without_a_duplicate(machine: Machine, pool: Pool, tmp_path: Path) -> None:
     await machine.sink()
     engine = await machine.engine()
-    campaign = await seed.campaign(pool, recipients=4000, port=machine.sink_port, limits={"max_messages_per_second": 1500})
+    campaign = await seed.campaign(pool, recipients=4000, port=machine.sink_port, limits={"max_messages_per_second": 800})
 
     async def begun() -> bool:
         return bool((await machine.sink_json("/api/v1/counters"))["messages"] > 500)
@@ -225,3 +228,17 @@ async def test_redis_wiped_in_the_middle_costs_nothing(machine: Machine, pool: P
     assert (await machine.sink_json("/api/v1/counters"))["messages"] == 20_000
     found = await audit(pool, campaign)
     assert found | CLEAN | {"delivered": 20_000} == found
+
+
+async def test_a_campaign_of_one_batch_gets_the_connections_that_its_work_is_worth(machine: Machine, pool: Pool) -> None:
+    """Nothing but the end of the first connecting tells the path that it may open others: no further batch comes."""
+    async with Peer(reply_delay=0.05) as peer:
+        campaign = await seed.campaign(pool, recipients=200, port=peer.port, limits={"max_connections": 4})
+        await machine.engine()
+
+        async def completed() -> bool:
+            return await campaign_state(pool, campaign) == "completed"
+
+        await until(completed, "the campaign", 60, machine)
+    assert {each.connection for each in peer.accepted} == {0, 1, 2, 3}
+    assert len(peer.accepted) == 200

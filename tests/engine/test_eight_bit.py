@@ -74,7 +74,7 @@ async def test_a_connection_without_8bitmime_gets_7_bits_whatever_the_others_off
     machine.environment["SLUICE_SECRETS__KEY"] = SECRET
     async with Peer(offers=("PIPELINING", "8BITMIME"), script={"ehlo": [WITHOUT]}, reply_delay=0.02) as peer:
         campaign = await prepared(pool, peer.port, 240, max_connections=2)
-        await machine.engine(SLUICE_ENGINE__BATCH_RECIPIENTS="20")
+        await machine.engine()
         await pool.execute("update campaigns set state = 'preparing' where id = $1", campaign)
         await completed(machine, pool, campaign)
     found = await by_recipient(pool, campaign, peer.accepted)
