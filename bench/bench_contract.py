@@ -57,11 +57,8 @@ class NullJournal(Journal):
 
     def write(self) -> None:
         """As the journal does it."""
-        if not self._pending:
-            return
-        data = b"".join(self._pending) if len(self._pending) > 1 else self._pending[0]
-        self._pending.clear()
-        os.write(self._null, data)
+        if data := self.records.take():
+            os.write(self._null, data)
 
 
 class IdleLedger(Ledger):

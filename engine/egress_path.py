@@ -22,6 +22,7 @@ from engine.held import HeldBatch
 from engine.path_health import ALL, LOCK_STEP, PathHealth
 from engine.throttle import TokenBucket
 from ext.smtp_session import SmtpSession
+from ext.turn_steps import Peer
 from store.redis_keys import PRIORITY_CLASSES
 
 if TYPE_CHECKING:
@@ -37,19 +38,17 @@ _connection_ids = itertools.count(1)
 _TURNS = (0, 1, 0, 2, 0, 1, 0)
 
 
-class Facts:
+class Facts(Peer):
     """What the accounting records of one connection's messages have in common, and what became of them without an answer."""
 
-    __slots__ = ("destination_ip", "eight_bit", "esmtp", "in_doubt", "level", "mta", "queue_suffix", "smtputf8", "source_ip", "unanswered")
+    __slots__ = ("in_doubt", "level", "unanswered")
 
     def __init__(self, server: DeliveryServer, connected: Connected, level: int) -> None:
-        self.mta = f"{server.host} ({connected.peer_ip})" if connected.peer_ip else server.host
-        self.source_ip = connected.source_ip
-        self.destination_ip = connected.peer_ip
-        self.esmtp = ",".join(connected.capabilities)
-        self.queue_suffix = "/" + server.name
-        self.smtputf8 = connected.smtputf8
-        self.eight_bit = connected.eightbitmime
+        super().__init__(
+            f"{server.host} ({connected.peer_ip})" if connected.peer_ip else server.host,
+            connected.source_ip, connected.peer_ip, ",".join(connected.capabilities), "/" + server.name,
+            connected.smtputf8, connected.eightbitmime,
+        )  # fmt: skip
         self.level = level
         self.unanswered = 0  # messages begun that came back
         self.in_doubt = 0  # of those, such as may have arrived

@@ -8,12 +8,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
+import msgspec
 import redis.asyncio
 import structlog
 
 from domain import states
-from domain.campaign import Batch
+from domain.campaign import Batch, Recipient
+from ext.recipient_rows import RecipientRows
 from store import batch_queue, feed, postgres
 from store.feed import ActiveCampaign, Announcement
 from store.postgres import Connection
@@ -269,7 +272,7 @@ class Feeder:
                     await batch_queue.publish_change(self._redis, "queue")
 
     async def _pack(self, conn: Connection, campaign: ActiveCampaign, announcement: Announcement) -> Batch:
-        positions, recipients = await feed.recipients_of(conn, announcement)
+        positions, recipients = await self._recipients(conn, announcement)
         return Batch(
             campaign.id,
             announcement.batch,
@@ -281,3 +284,11 @@ class Feeder:
             recipients,
             announcement.part,
         )
+
+    async def _recipients(self, conn: Connection, announcement: Announcement) -> tuple[list[int], list[Recipient]]:
+        if announcement.numbers is not None:
+            return await feed.recipients_of(conn, announcement)
+        rows = RecipientRows(announcement.done.bytes, announcement.first_number)
+        await feed.copy_recipients(conn, announcement, rows.feed_copy)
+        # Packed already: between here and Redis nobody looks into them
+        return rows.positions, cast("list[Recipient]", msgspec.Raw(rows.packed()))

@@ -79,8 +79,8 @@ class HeldBatch:
     def __init__(self, batch: Batch, campaign: LiveCampaign, epoch: int, done: BitString, lease_until: float) -> None:
         bits = done.bytes
         # An outcome may have been recorded after the batch was packed: what the lease says is what counts.
-        left = [i for i, position in enumerate(batch.positions) if not bits[position >> 3] & (0x80 >> (position & 7))]
-        if len(left) != len(batch.positions):
+        if any(bits):
+            left = [i for i, position in enumerate(batch.positions) if not bits[position >> 3] & (0x80 >> (position & 7))]
             batch.positions = [batch.positions[i] for i in left]
             batch.recipients = [batch.recipients[i] for i in left]
         self.batch = batch
@@ -89,7 +89,7 @@ class HeldBatch:
         self.key = (batch.campaign_id, batch.batch)
         self.epoch = epoch
         self.lease_until = lease_until
-        self.open = len(left)  # recipients without an outcome
+        self.open = len(batch.recipients)  # recipients without an outcome
         self.in_flight = 0  # of those, handed to a connection
         self.cursor = 0
         self.returned: list[int] = []  # came back unsent: taken again when everybody else has been

@@ -34,6 +34,8 @@ Key: TypeAlias = tuple[int, int]  # (campaign_id, batch)
 _POLL_SECONDS = 0.25  # while batches are held; also woken by the feeder's word in Redis and by a path that runs low
 _IDLE_POLL_SECONDS = 1.0  # while none is
 _RECOMPILE_KEEP = 200  # compiled campaigns kept when nothing of theirs is held
+_LOOK_SECONDS = 0.1  # so often every queue is looked at while one is being emptied; sooner when somebody says so
+_PLENTY = 1000  # recipients: with so many ready a path waits until there is room for several batches, which cost no more than one
 _URGENT = PRIORITY_CLASSES[0]
 _URGENT_BATCHES = 8  # times held_batches: urgent mail does not wait for room, and its batches are often of one recipient
 _LONGEST_PAUSE_SECONDS = 1.0  # while a store is away
@@ -66,13 +68,15 @@ class Intake:
         self._mail = mail
         self._in_hand: dict[Key, Batch] = {}  # taken from Redis, not leased yet
         self._queue: tuple[int, str] | None = None  # the only one that had something when we last looked at each
+        self._looked_at = 0.0
         self._asked = False  # a lease for those was asked for and the answer was lost
         self._handing_back = asyncio.Lock()
         self._wake = asyncio.Event()
         self.stopping = False
 
     def wake(self) -> None:
-        """Look for batches now."""
+        """Look for batches now, in every queue."""
+        self._looked_at = 0.0
         self._wake.set()
 
     def settled(self, held: HeldBatch) -> None:
@@ -142,15 +146,18 @@ class Intake:
         """Take announced batches from Redis into `_in_hand`, as many as the paths have room for."""
         if self._journal.over_budget:
             return
+        # Mostly one campaign is sent, and another command for each empty queue would cost as much as twenty messages
+        now = time.monotonic()
+        if self._queue is not None and now - self._looked_at < _LOOK_SECONDS and await self._take_from({self._queue}):
+            return
+        self._looked_at = now
         count = await batch_queue.count_waiting(self._redis, self._paths)
-        if count == 1 and self._queue is not None and await self._take_from({self._queue}):
-            return  # mostly one campaign is sent, and another command for each empty queue would cost as much as twenty messages
         queues = await batch_queue.which_waiting(self._redis, self._paths) if count else set()
         self._queue = next(iter(queues)) if len(queues) == 1 else None
         await self._take_from(queues)
 
     async def _take_from(self, queues: set[tuple[int, str]]) -> bool:
-        """Take what there is room for from these queues; whether it was anything."""
+        """Take what there is room for from these queues. False: there was room, and nothing in them."""
         found, full = False, set()
         for home in list(self._paths.values()):
             server, path = home.server.id, self._way(home)
@@ -167,6 +174,8 @@ class Intake:
             if _URGENT in classes:
                 taken = await self._take_class(server, _URGENT, _URGENT_BATCHES * self.held_batches - urgent - in_hand)
             room = before = self.held_batches + path.batches_for_connections - (path.held - urgent) - in_hand - taken
+            if 2 * room < self.held_batches and path.ready >= _PLENTY:
+                room = before = 0
             for priority_class in classes:
                 if priority_class != _URGENT:
                     room -= await self._take_class(server, priority_class, room)
@@ -175,7 +184,7 @@ class Intake:
             found = found or taken > 0 or room < before
         for path in self._paths.values():
             path.more = path in full
-        return found
+        return found or bool(full)
 
     async def _take_class(self, server_id: int, priority_class: str, room: int) -> int:
         if room <= 0:

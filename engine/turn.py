@@ -78,7 +78,8 @@ class Turn:
     def ready(self, session: SmtpSession) -> None:
         """`session` has parsed something, or can take a message."""
         self._ready[session] = None
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     def closed(self, session: SmtpSession, reason: str) -> None:
         """`session` has ended; the outcomes of what it had in flight are in `outcomes`."""
@@ -124,7 +125,7 @@ class Turn:
         self._now_us = self.clock.now_us()
         outcomes, self.outcomes = self.outcomes, []
         if outcomes:
-            others, delivered, settled = turn_steps.record_deliveries(outcomes, self._journal.append, self._now_us)
+            others, delivered, settled = turn_steps.record_deliveries(outcomes, self._journal.records, self._now_us)
             self.messages += delivered
             for held in settled:
                 self._settled(held)
@@ -174,11 +175,9 @@ class Turn:
 
     # --- messages out --------------------------------------------------------------------------------------------------------
     def _fill(self, ready: list[SmtpSession]) -> None:
-        by_path: dict[EgressPath, list[SmtpSession]] = {}
-        for session in ready:
-            by_path.setdefault(session.owner, []).append(session)
         now = time.monotonic()
-        for path, sessions in by_path.items():
+        path: EgressPath
+        for path, sessions in turn_steps.by_owner(ready).items():
             rooms, wanted = turn_steps.rooms_of(sessions)
             if not wanted:
                 continue
@@ -196,7 +195,7 @@ class Turn:
                 path.bucket.give_back(allowed - len(messages))
             if messages:
                 path.per_turn = _per_turn(messages[-1])
-            odd, starved = turn_steps.hand_out(sessions, rooms, messages, self._journal.append, path.server.id, self._now_us)
+            odd, starved = turn_steps.hand_out(sessions, rooms, messages, self._journal.records, path.server.id, self._now_us)
             for session, share in odd:
                 if self._submit_sendable(path, session, share) < len(share):
                     self.ready(session)  # it has room left and nothing that would wake it
@@ -264,7 +263,7 @@ class Turn:
                 self._local(path, held, index, states.KIND_EXPIRY, "5.6.3", sentence, "bad-configuration")
             else:
                 sendable.append(message)
-        turn_steps.begin(session, sendable, self._journal.append, path.server.id, self._now_us)
+        turn_steps.begin(session, sendable, self._journal.records, path.server.id, self._now_us)
         return len(sendable)
 
     def _compose_7bit(self, path: EgressPath, message: Message, compiled: CompiledCampaign, into: list[Message]) -> None:

@@ -50,6 +50,15 @@ cdef inline int16_t fit16(int64_t value) noexcept nogil:
     return <int16_t>(32767 if value > 32767 else 0 if value < 0 else value)
 
 
+cdef inline Py_ssize_t cut(const char *text, Py_ssize_t size, Py_ssize_t longest) noexcept nogil:
+    """How much of a UTF-8 text of `size` bytes there is room for, cut between two characters."""
+    if size <= longest:
+        return size
+    while longest > 0 and (text[longest] & 0xC0) == 0x80:
+        longest -= 1
+    return longest
+
+
 cdef inline bint is_outcome(char kind) noexcept nogil:
     return kind == b"d" or kind == b"b" or kind == b"x" or kind == b"s" or kind == b"c" or kind == b"t" or kind == b"u"
 
@@ -60,3 +69,14 @@ cdef inline bint is_terminal(char kind) noexcept nogil:
 
 cdef Py_ssize_t record_end(const unsigned char *block, Py_ssize_t offset, Py_ssize_t end) noexcept nogil
 cdef void open_outcome(const unsigned char *payload, Outcome *into) noexcept nogil
+cdef int take_text(str text, Slice *into, Py_ssize_t longest, list kept) except -1
+
+
+cdef class Records:
+    cdef unsigned char *start
+    cdef Py_ssize_t used
+    cdef Py_ssize_t capacity
+
+    cdef unsigned char *room(self, Py_ssize_t size) except NULL
+    cdef int intend(self, const Outcome *o) except -1
+    cdef int settle(self, const Outcome *o) except -1

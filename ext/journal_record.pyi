@@ -1,8 +1,16 @@
+from typing import final
+
 LONGEST_RECORD: int
 
 class Garbage(ValueError):
     offset: int
     def __init__(self, offset: int) -> None: ...
+
+@final
+class Records:
+    def __len__(self) -> int: ...
+    def append(self, record: bytes) -> None: ...
+    def take(self) -> bytes: ...
 
 class OpenIntents:
     def __len__(self) -> int: ...

@@ -14,8 +14,11 @@ others are those of domain.states. A record never holds invalid UTF-8, and every
 nothing that was journalled can be refused by the ledger.
 """
 
+cimport cython
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint32_t
+from libc.stdint cimport INT64_MAX, int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 cdef extern from *:
@@ -118,24 +121,20 @@ def crc32c_by_table(bytes data not None):
 
 # --- packing ----------------------------------------------------------------------------------------------------------
 
-cdef inline void put_head(
-    unsigned char *out, char kind, int64_t campaign, int64_t batch, int64_t number, int64_t position, int64_t attempt,
-    int64_t epoch, int64_t connection, int64_t delivery_server, int64_t at,
-) noexcept nogil:
-    cdef int16_t short_value = fit16(attempt)
+cdef inline void put_head(unsigned char *out, const Outcome *o) noexcept nogil:
     cdef int32_t value[5]
-    out[0] = <unsigned char>kind
+    out[0] = <unsigned char>o.kind
     out[1] = 0
-    memcpy(out + 2, &short_value, 2)
-    value[0] = fit32(batch)
-    value[1] = fit32(number)
-    value[2] = fit32(position)
-    value[3] = fit32(epoch)
-    value[4] = fit32(connection)
+    memcpy(out + 2, &o.attempt, 2)
+    value[0] = o.batch
+    value[1] = o.number
+    value[2] = o.position
+    value[3] = o.epoch
+    value[4] = o.connection
     memcpy(out + 4, value, 20)
-    memcpy(out + 24, &campaign, 8)
-    memcpy(out + 32, &delivery_server, 8)
-    memcpy(out + 40, &at, 8)
+    memcpy(out + 24, &o.campaign, 8)
+    memcpy(out + 32, &o.delivery_server, 8)
+    memcpy(out + 40, &o.at, 8)
 
 
 cdef inline void seal(unsigned char *record, uint32_t length) noexcept nogil:
@@ -144,14 +143,99 @@ cdef inline void seal(unsigned char *record, uint32_t length) noexcept nogil:
     memcpy(record + 4, &crc, 4)
 
 
+cdef inline void put_intent(unsigned char *record, const Outcome *o) noexcept nogil:
+    put_head(record + FRAME, o)
+    seal(record, HEAD)
+
+
+cdef inline Py_ssize_t outcome_length(const Outcome *o) noexcept nogil:
+    cdef Py_ssize_t length = OUTCOME_HEAD + 2 * STRINGS
+    cdef int i
+    for i in range(STRINGS):
+        length += o.text[i].size
+    return length
+
+
+cdef void put_outcome(unsigned char *record, const Outcome *o, Py_ssize_t length) noexcept nogil:
+    cdef unsigned char *out = record + FRAME
+    cdef int64_t value[4]
+    cdef uint16_t size
+    cdef int i
+    put_head(out, o)
+    value[0] = o.queued_at
+    value[1] = o.first_attempt_at
+    value[2] = o.due_at
+    value[3] = o.size
+    memcpy(out + HEAD, value, 32)
+    out += OUTCOME_HEAD
+    for i in range(STRINGS):
+        size = <uint16_t>o.text[i].size
+        memcpy(out, &size, 2)
+        memcpy(out + 2, o.text[i].start, size)
+        out += 2 + size
+    seal(record, <uint32_t>length)
+
+
+@cython.final
+cdef class Records:
+    """Framed records on their way into the journal, one behind the other in memory that is used again."""
+
+    def __dealloc__(self):
+        free(self.start)
+
+    def __len__(self):
+        return self.used
+
+    cdef unsigned char *room(self, Py_ssize_t size) except NULL:
+        """Where the next `size` octets go; they count as written."""
+        cdef unsigned char *grown
+        cdef Py_ssize_t capacity = self.capacity
+        if self.used + size > capacity:
+            capacity = 2 * capacity + size + 4096
+            grown = <unsigned char *>realloc(self.start, capacity)
+            if grown == NULL:
+                raise MemoryError
+            self.start, self.capacity = grown, capacity
+        self.used += size
+        return self.start + self.used - size
+
+    cdef int intend(self, const Outcome *o) except -1:
+        """Append the record of an intent; only the head of `o` counts."""
+        put_intent(self.room(FRAME + HEAD), o)
+        return 0
+
+    cdef int settle(self, const Outcome *o) except -1:
+        """Append the record of an outcome; its texts are UTF-8 within the limits that `take_text` keeps."""
+        cdef Py_ssize_t length = outcome_length(o)
+        put_outcome(self.room(FRAME + length), o, length)
+        return 0
+
+    def append(self, bytes record not None):
+        """Append one framed record."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(record)
+        memcpy(self.room(size), PyBytes_AS_STRING(record), size)
+
+    def take(self):
+        """All of them, in order; afterwards there is none."""
+        cdef Py_ssize_t size = self.used
+        self.used = 0
+        taken = PyBytes_FromStringAndSize(<const char *>self.start, size)
+        if self.capacity > 1048576:  # a burst must not hold on to its memory
+            free(self.start)
+            self.start, self.capacity = NULL, 0
+        return taken
+
+
 cdef bytes packed_intent(
     char kind, int64_t campaign, int64_t batch, int64_t number, int64_t position, int64_t attempt, int64_t epoch,
     int64_t connection, int64_t delivery_server, int64_t at,
 ):
     cdef bytes record = PyBytes_FromStringAndSize(NULL, FRAME + HEAD)
-    cdef unsigned char *out = <unsigned char *>PyBytes_AS_STRING(record)
-    put_head(out + FRAME, kind, campaign, batch, number, position, attempt, epoch, connection, delivery_server, at)
-    seal(out, HEAD)
+    cdef Outcome o
+    o.kind, o.campaign, o.delivery_server, o.at = kind, campaign, delivery_server, at
+    o.batch, o.number, o.position, o.attempt = fit32(batch), fit32(number), fit32(position), fit16(attempt)
+    o.epoch, o.connection = fit32(epoch), fit32(connection)
+    put_intent(<unsigned char *>PyBytes_AS_STRING(record), &o)
     return record
 
 
@@ -185,12 +269,8 @@ cdef int take_text(str text, Slice *into, Py_ssize_t longest, list kept) except 
         kept.append(replaced)
         start = PyBytes_AS_STRING(replaced)
         size = PyBytes_GET_SIZE(replaced)
-    if size > longest:
-        size = longest
-        while size > 0 and (start[size] & 0xC0) == 0x80:
-            size -= 1
     into.start = start
-    into.size = size
+    into.size = cut(start, size, longest)
     return 0
 
 
@@ -205,49 +285,33 @@ def pack_outcome(
     `position` -1 means that no bit of a batch belongs to it. Strings are cut to 1000 bytes, `diagnostic` to 512 (S15);
     lone surrogates become `?`. Raises ValueError on a kind that is none of d b x s c t u.
     """
-    cdef Slice text[STRINGS]
+    cdef Outcome o
     cdef list kept = []
-    cdef Py_ssize_t length = OUTCOME_HEAD
-    cdef int64_t value[4]
-    cdef uint16_t string_size
+    cdef Py_ssize_t length
     cdef bytes record
-    cdef unsigned char *out
-    cdef int i
     cdef Py_UCS4 letter
     if len(kind) != 1:
         raise ValueError(f"kind {kind!r} is no letter of d b x s c t u")
     letter = kind[0]
     if letter > 127 or not is_outcome(<char>letter):
         raise ValueError(f"kind {kind!r} is no letter of d b x s c t u")
-    take_text(recipient, &text[0], LONGEST_STRING, kept)
-    take_text(sender, &text[1], LONGEST_STRING, kept)
-    take_text(status, &text[2], LONGEST_STRING, kept)
-    take_text(diagnostic, &text[3], LONGEST_DIAGNOSTIC, kept)
-    take_text(category, &text[4], LONGEST_STRING, kept)
-    take_text(mta, &text[5], LONGEST_STRING, kept)
-    take_text(source_ip, &text[6], LONGEST_STRING, kept)
-    take_text(destination_ip, &text[7], LONGEST_STRING, kept)
-    take_text(esmtp, &text[8], LONGEST_STRING, kept)
-    take_text(queue, &text[9], LONGEST_STRING, kept)
-    for i in range(STRINGS):
-        length += 2 + text[i].size
+    o.kind, o.campaign, o.delivery_server, o.at = <char>letter, campaign_id, delivery_server_id, at
+    o.batch, o.number, o.position, o.attempt = fit32(batch), fit32(number), fit32(position), fit16(attempt)
+    o.epoch, o.connection = fit32(epoch), fit32(connection)
+    o.queued_at, o.first_attempt_at, o.due_at, o.size = queued_at, first_attempt_at, due_at, size
+    take_text(recipient, &o.text[0], LONGEST_STRING, kept)
+    take_text(sender, &o.text[1], LONGEST_STRING, kept)
+    take_text(status, &o.text[2], LONGEST_STRING, kept)
+    take_text(diagnostic, &o.text[DIAGNOSTIC], LONGEST_DIAGNOSTIC, kept)
+    take_text(category, &o.text[4], LONGEST_STRING, kept)
+    take_text(mta, &o.text[5], LONGEST_STRING, kept)
+    take_text(source_ip, &o.text[6], LONGEST_STRING, kept)
+    take_text(destination_ip, &o.text[7], LONGEST_STRING, kept)
+    take_text(esmtp, &o.text[8], LONGEST_STRING, kept)
+    take_text(queue, &o.text[9], LONGEST_STRING, kept)
+    length = outcome_length(&o)
     record = PyBytes_FromStringAndSize(NULL, FRAME + length)
-    out = <unsigned char *>PyBytes_AS_STRING(record)
-    put_head(
-        out + FRAME, <char>letter, campaign_id, batch, number, position, attempt, epoch, connection, delivery_server_id, at
-    )
-    value[0] = queued_at
-    value[1] = first_attempt_at
-    value[2] = due_at
-    value[3] = size
-    memcpy(out + FRAME + HEAD, value, 32)
-    out += FRAME + OUTCOME_HEAD
-    for i in range(STRINGS):
-        string_size = <uint16_t>text[i].size
-        memcpy(out, &string_size, 2)
-        memcpy(out + 2, text[i].start, string_size)
-        out += 2 + string_size
-    seal(<unsigned char *>PyBytes_AS_STRING(record), <uint32_t>length)
+    put_outcome(<unsigned char *>PyBytes_AS_STRING(record), &o, length)
     return record
 
 
@@ -411,18 +475,86 @@ def find(bytes block not None, Py_ssize_t offset=0):
 
 # --- intents without an outcome -----------------------------------------------------------------------------------------
 
-cdef class OpenIntents:
-    """Which intents have had no outcome yet, as far as the journal was fed to it, in order. Feeding a block twice is harmless."""
+cdef struct Intent:
+    int64_t order
+    int64_t segment
+    int64_t campaign
+    int32_t number
+    int16_t attempt
+    unsigned char[FRAME + HEAD] record
 
-    cdef dict _open
+
+@cython.overflowcheck(False)
+cdef inline uint64_t intent_hash(int64_t campaign, int32_t number, int16_t attempt) noexcept nogil:
+    cdef uint64_t mixed = (<uint64_t>campaign << 40 ^ <uint64_t>attempt << 32 ^ <uint64_t>number) * <uint64_t>0x9E3779B97F4A7C15ULL
+    return mixed >> 32 ^ mixed
+
+
+cdef uint64_t hash_of(const Intent *intent) noexcept nogil:
+    return intent_hash(intent.campaign, intent.number, intent.attempt)
+
+
+cdef class OpenIntents:
+    """Which intents have had no outcome yet, as far as the journal was fed to it, in order. Feeding a block twice is harmless.
+
+    A table in place of a dict: every message of an engine goes in and out of it once.
+    """
+
+    cdef Intent *table  # linear probing; a place whose `order` is 0 is free
+    cdef uint64_t mask
+    cdef int64_t count
+    cdef int64_t orders
 
     def __cinit__(self):
-        self._open = {}
+        self.mask = 255
+        self.table = <Intent *>calloc(self.mask + 1, sizeof(Intent))
+        if self.table == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.table)
 
     def __len__(self):
-        return len(self._open)
+        return self.count
 
-    def feed(self, bytes block not None, segment):
+    cdef uint64_t place(self, int64_t campaign, int32_t number, int16_t attempt) noexcept nogil:
+        """Where the intent is, or the free place where it would be."""
+        cdef uint64_t at = intent_hash(campaign, number, attempt) & self.mask
+        while self.table[at].order and not (
+            self.table[at].number == number and self.table[at].campaign == campaign and self.table[at].attempt == attempt
+        ):
+            at = (at + 1) & self.mask
+        return at
+
+    cdef int grow(self) except -1:
+        cdef Intent *old = self.table
+        cdef uint64_t last = self.mask, i
+        self.table = <Intent *>calloc(2 * (last + 1), sizeof(Intent))
+        if self.table == NULL:
+            self.table = old
+            raise MemoryError
+        self.mask = 2 * last + 1
+        for i in range(last + 1):
+            if old[i].order:
+                self.table[self.place(old[i].campaign, old[i].number, old[i].attempt)] = old[i]
+        free(old)
+        return 0
+
+    @cython.overflowcheck(False)
+    cdef void remove(self, uint64_t hole) noexcept nogil:
+        """Free a place, and move up those behind it that would not be found any more."""
+        cdef uint64_t at = hole
+        while True:
+            at = (at + 1) & self.mask
+            if self.table[at].order == 0:
+                break
+            if (at - hash_of(&self.table[at])) & self.mask >= (at - hole) & self.mask:
+                self.table[hole] = self.table[at]
+                hole = at
+        self.table[hole].order = 0
+        self.count -= 1
+
+    def feed(self, bytes block not None, int64_t segment):
         """Take in a block of whole records that stands in segment number `segment`. Raises Garbage."""
         cdef const unsigned char *start = <const unsigned char *>PyBytes_AS_STRING(block)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(block)
@@ -432,7 +564,7 @@ cdef class OpenIntents:
         cdef int16_t attempt
         cdef int32_t number
         cdef int64_t campaign
-        cdef tuple key
+        cdef uint64_t at
         while offset < size:
             end = record_end(start, offset, size)
             if end <= 0:
@@ -441,17 +573,35 @@ cdef class OpenIntents:
             memcpy(&attempt, payload + 2, 2)
             memcpy(&number, payload + 8, 4)
             memcpy(&campaign, payload + 24, 8)
-            key = (campaign, number, attempt)
+            if 2 * <uint64_t>self.count > self.mask:
+                self.grow()
+            at = self.place(campaign, number, attempt)
             if payload[0] == b"i":
-                self._open[key] = (segment, PyBytes_FromStringAndSize(<const char *>start + offset, end - offset))
-            else:
-                self._open.pop(key, None)
+                if not self.table[at].order:
+                    self.orders += 1
+                    self.count += 1
+                    self.table[at].order = self.orders
+                    self.table[at].campaign, self.table[at].number, self.table[at].attempt = campaign, number, attempt
+                self.table[at].segment = segment
+                memcpy(self.table[at].record, start + offset, FRAME + HEAD)
+            elif self.table[at].order:
+                self.remove(at)
             offset = end
+
+    cdef list in_order(self, int64_t before):
+        """The framed records of those in a segment with a number below `before`, oldest first."""
+        cdef list found = []
+        cdef uint64_t at
+        for at in range(self.mask + 1):
+            if self.table[at].order and self.table[at].segment < before:
+                found.append((self.table[at].order, PyBytes_FromStringAndSize(<const char *>self.table[at].record, FRAME + HEAD)))
+        found.sort()
+        return [record for _, record in found]
 
     def records(self):
         """Their fields, as `unpack` gives them, oldest first."""
-        return [unpack(record[FRAME:]) for _, record in self._open.values()]
+        return [unpack(record[FRAME:]) for record in self.in_order(INT64_MAX)]
 
-    def before(self, segment):
+    def before(self, int64_t segment):
         """The framed records of those that stand in a segment with a smaller number."""
-        return [record for held_in, record in self._open.values() if held_in < segment]
+        return self.in_order(segment)

@@ -2,6 +2,18 @@
 # Included there: one module, so that the hot path calls nothing through another module's door.
 
 
+cdef unsigned char[256] STANDS  # 1: this octet may stand in any address, quoted or not
+
+
+cdef int _fill_stands() except -1:
+    cdef int octet
+    for octet in range(256):
+        STANDS[octet] = 32 < octet < 127 and octet not in (60, 62)
+
+
+_fill_stands()
+
+
 cdef int _check_address(bytes address, bint smtputf8, str name) except -1:
     # An address becomes part of a command line: whatever could end or extend that line is refused, never stripped (S2).
     cdef const unsigned char *p = <const unsigned char *> PyBytes_AS_STRING(address)
@@ -12,6 +24,8 @@ cdef int _check_address(bytes address, bint smtputf8, str name) except -1:
         raise ValueError(f"{name}: longer than 1000 octets")
     for i in range(n):
         c = p[i]
+        if STANDS[c]:
+            continue
         if c < 32 or c == 127 or (c >= 128 and not smtputf8) or (not quoted and (c == 32 or c == 60 or c == 62)):
             raise ValueError(f"{name}: octet {c} at position {i} cannot be part of an address")
     return 0
@@ -32,28 +46,42 @@ cdef class Message:
         self, bytes mail_from not None, bytes rcpt not None, bytes wire not None, object ref, bint smtputf8=False, bytes dotted=None,
         bint eight_bit=False,
     ):
-        cdef Py_ssize_t n = PyBytes_GET_SIZE(wire)
-        cdef const char *p = PyBytes_AS_STRING(wire)
-        _check_address(mail_from, smtputf8, "mail_from")
-        _check_address(rcpt, smtputf8, "rcpt")
-        if PyBytes_GET_SIZE(rcpt) == 0:
-            raise ValueError("rcpt: empty")
-        if n < 2 or p[n - 2] != 13 or p[n - 1] != 10:
-            raise ValueError("wire: does not end with CRLF")
-        if p[0] == 46 and dotted is None:
-            raise ValueError("wire: starts with a dot")
-        self.mail_from = mail_from
-        self.rcpt = rcpt
-        self.wire = wire
-        self.dotted = wire if dotted is None else dotted
-        self.ref = ref
-        self.smtputf8 = smtputf8
-        self.eight_bit = smtputf8 or eight_bit
-        self.phase = PHASE_QUEUED_C
-        self.verdict_stage = 0
+        _fill(self, mail_from, rcpt, wire, ref, smtputf8, dotted, eight_bit)
 
     def __repr__(self):
         return f"<Message to {self.rcpt!r}, {len(self.wire)} octets, phase {self.phase}>"
+
+
+cdef int _fill(
+    Message m, bytes mail_from, bytes rcpt, bytes wire, object ref, bint smtputf8, bytes dotted, bint eight_bit
+) except -1:
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(wire)
+    cdef const char *p = PyBytes_AS_STRING(wire)
+    _check_address(mail_from, smtputf8, "mail_from")
+    _check_address(rcpt, smtputf8, "rcpt")
+    if PyBytes_GET_SIZE(rcpt) == 0:
+        raise ValueError("rcpt: empty")
+    if n < 2 or p[n - 2] != 13 or p[n - 1] != 10:
+        raise ValueError("wire: does not end with CRLF")
+    if p[0] == 46 and dotted is None:
+        raise ValueError("wire: starts with a dot")
+    m.mail_from = mail_from
+    m.rcpt = rcpt
+    m.wire = wire
+    m.dotted = wire if dotted is None else dotted
+    m.ref = ref
+    m.smtputf8 = smtputf8
+    m.eight_bit = smtputf8 or eight_bit
+    m.phase = PHASE_QUEUED_C
+    m.verdict_stage = 0
+    return 0
+
+
+cdef Message new_message(bytes mail_from, bytes rcpt, bytes wire, object ref, bint smtputf8, bytes dotted, bint eight_bit):
+    """A Message made from C, with the checks of its constructor."""
+    cdef Message m = Message.__new__(Message)
+    _fill(m, mail_from, rcpt, wire, ref, smtputf8, dotted, eight_bit)
+    return m
 
 
 @cython.freelist(256)

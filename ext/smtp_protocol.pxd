@@ -50,6 +50,9 @@ cdef class Message:
     cdef bint answered
 
 
+cdef Message new_message(bytes mail_from, bytes rcpt, bytes wire, object ref, bint smtputf8, bytes dotted, bint eight_bit)
+
+
 cdef class Outcome:
     cdef readonly object session
     cdef readonly Message message
@@ -89,6 +92,10 @@ cdef class SmtpProtocol:
     cdef bint shifted
     cdef int next_command
 
+    # what the last `commands` left out of its octets: contents, and before which octet each is to be written
+    cdef list contents
+    cdef Py_ssize_t places[SLOTS + 1]
+
     # the reply being read
     cdef bytearray partial
     cdef Py_ssize_t scanned
@@ -126,6 +133,8 @@ cdef class SmtpProtocol:
     cdef bint _sendable(self) noexcept
     cdef str awaited(self)
 
+    cdef bytes commands(self)
+    cdef bytes whole(self, bytes commands)
     cdef bytes _output_lock_step(self)
     cdef bytes _output_groups(self)
     cdef Py_ssize_t _scan(self, const unsigned char *start, Py_ssize_t length, Py_ssize_t searched, list outcomes) except -2

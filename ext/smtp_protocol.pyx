@@ -71,6 +71,7 @@ cdef class SmtpProtocol:
         self.window = window if window < WINDOW_LIMIT else WINDOW_LIMIT
         self.max_messages = max_messages
         self.slots = [None] * SLOTS
+        self.contents = []
         self.partial = bytearray()
         self.kept = bytearray()
         self.closing_reply = b""
@@ -187,6 +188,34 @@ cdef class SmtpProtocol:
 
     cpdef bytes output(self):
         """Everything that may be written now, as one piece, or None. What is returned counts as written."""
+        cdef bytes commands = self.commands(), out
+        if commands is None:
+            return None
+        out = self.whole(commands)
+        self.contents.clear()
+        return out
+
+    cdef bytes whole(self, bytes commands):
+        """What the last `commands` gave, with the contents in their places."""
+        cdef list pieces
+        cdef Py_ssize_t i, at = 0
+        if not self.contents:
+            return commands
+        pieces = []
+        for i in range(len(self.contents)):
+            pieces.append(commands[at:self.places[i]])
+            pieces.append(self.contents[i])
+            at = self.places[i]
+        pieces.append(commands[at:])
+        return b"".join(pieces)
+
+    cdef bytes commands(self):
+        """The commands of everything that may be written now, or None. What is returned counts as written.
+
+        `contents[i]` is written before octet `places[i]` of them; those are left where they are, because copying them costs as much as
+        all the rest.
+        """
+        self.contents.clear()
         if not self._sendable():
             return None
         if self.quitting and self.count == 0 and self.expected_count == 0 and not self.lone_dot_due:
@@ -213,7 +242,9 @@ cdef class SmtpProtocol:
                 self.content_due = False
                 m.phase = PHASE_FINAL_C
                 self.last_content = m
-                kind, out = AWAIT_DOT, m.dotted + b".\r\n"
+                kind, out = AWAIT_DOT, b".\r\n"
+                self.contents.append(m.dotted)
+                self.places[0] = 0
             elif self.next_command == AWAIT_RCPT:
                 kind, out = AWAIT_RCPT, b"RCPT TO:<" + m.rcpt + b">\r\n"
             elif self.next_command == AWAIT_DATA:
@@ -239,13 +270,14 @@ cdef class SmtpProtocol:
         cdef int i, envelopes = 0, window, digit
         cdef unsigned int tail
         cdef bytes out
+        cdef char *start
         cdef char *at
         cdef char *end
 
         # Two passes: how long it is, then one allocation filled in place.
         if self.content_due:
             content = <Message> self.slots[self.head]
-            size = PyBytes_GET_SIZE(content.dotted) + 3
+            size = 3
         elif dot:
             size = 3
         envelopes = self.count - self.started
@@ -267,7 +299,7 @@ cdef class SmtpProtocol:
                 size += 6
             if chunking:
                 n = PyBytes_GET_SIZE(m.wire)
-                size += 18 + _digits(n) + n  # "BDAT " n " LAST\r\n" content "RSET\r\n"
+                size += 18 + _digits(n)  # "BDAT " n " LAST\r\n" "RSET\r\n"
             else:
                 size += 6
 
@@ -276,10 +308,11 @@ cdef class SmtpProtocol:
         if size == 0:
             return None
         out = PyBytes_FromStringAndSize(NULL, size)
-        at = PyBytes_AS_STRING(out)
+        at = start = PyBytes_AS_STRING(out)
         tail = self.expected_head + self.expected_count
         if content is not None:
-            at = _put_bytes(at, content.dotted)
+            self.places[0] = 0
+            self.contents.append(content.dotted)
             at = _put(at, b".\r\n", 3)
             content.phase = PHASE_FINAL_C
             self.last_content = content
@@ -315,7 +348,8 @@ cdef class SmtpProtocol:
                     if n == 0:
                         break
                 at = _put(at, b" LAST\r\n", 7)
-                at = _put_bytes(at, m.wire)
+                self.places[len(self.contents)] = at - start
+                self.contents.append(m.wire)
                 at = _put(at, b"RSET\r\n", 6)
                 self.expected[(tail + 2) & (RING - 1)] = AWAIT_BDAT
                 self.expected[(tail + 3) & (RING - 1)] = AWAIT_RSET

@@ -10,6 +10,8 @@ The clock is CLOCK_MONOTONIC, as in `loop.time()`. `deadline` is data; the engin
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ext.smtp_protocol cimport (
@@ -18,6 +20,7 @@ from ext.smtp_protocol cimport (
     AWAIT_LONE_DOT,
     PHASE_CONTENT_C,
     PHASE_FINAL_C,
+    SLOTS,
     STAGE_CONTENT_C,
     STAGE_DATA_C,
     STAGE_LOST_C,
@@ -35,6 +38,16 @@ globals().update(
     STAGE_MAIL=STAGE_MAIL_C, STAGE_RCPT=STAGE_RCPT_C, STAGE_DATA=STAGE_DATA_C, STAGE_CONTENT=STAGE_CONTENT_C,
     STAGE_LOST=STAGE_LOST_C, STAGE_UNSENT=STAGE_UNSENT_C,
 )
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    int MSG_DONTWAIT, MSG_NOSIGNAL
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
 
 cdef double QUIT_TIMEOUT = 10.0  # the server has nothing of ours left when QUIT leaves
 cdef double CLOSING_TIMEOUT = 5.0  # after a 421, for replies it may still owe
@@ -97,24 +110,6 @@ cdef class SmtpSession:
     `final_dot_timeout` for the reply after content (RFC 5321 §4.5.3.2).
     """
 
-    cdef readonly object turn
-    cdef readonly object owner
-    cdef readonly object facts
-    cdef readonly long connection_id
-    cdef readonly SmtpProtocol protocol
-    cdef readonly object transport
-    cdef readonly double deadline
-    cdef readonly double last_activity
-    cdef readonly double command_timeout
-    cdef readonly double final_dot_timeout
-    cdef readonly bint paused
-    cdef readonly bint ended
-    cdef readonly bint graceful
-    cdef readonly bint violated
-    cdef bint asked
-    cdef Py_ssize_t unread
-    cdef object __weakref__
-
     def __init__(
         self,
         object turn not None,
@@ -131,6 +126,7 @@ cdef class SmtpSession:
     ):
         self.turn = turn
         self.owner = owner
+        self.descriptor = -1
         self.facts = facts
         self.connection_id = connection_id
         self.protocol = SmtpProtocol(pipelining, chunking, window, max_messages)
@@ -147,9 +143,10 @@ cdef class SmtpSession:
     @property
     def room(self):
         """How many messages would leave at the next flush. 0 while ending, while the peer does not read, or at max_messages."""
-        if self.ended or self.paused or self.transport is None:
-            return 0
-        return self.protocol._room()
+        return self.open_room()
+
+    cdef int open_room(self) noexcept:
+        return 0 if self.ended or self.paused or self.transport is None else self.protocol._room()
 
     @property
     def in_flight(self):
@@ -193,35 +190,72 @@ cdef class SmtpSession:
 
     def submit(self, list messages not None):
         """Take messages, normally at most `room`. Each gets exactly one Outcome: on an ended session STAGE_UNSENT at once."""
+        self.take(messages)
+
+    cdef int take(self, list messages) except -1:
         cdef Message m
         if self.ended or self.protocol.fault is not None or self.protocol.quitting:
             for m in messages:
                 self.turn.outcomes.append(Outcome.__new__(Outcome, self, m, 0, b"the connection has ended", STAGE_UNSENT_C, False))
             if messages:
                 self.turn.ready(self)
-            return
+            return 0
         for m in messages:
             self.protocol.submit(m)
+        return 0
 
     def flush(self):
         """Write everything that may leave now, as one piece. The only place where message bytes are written."""
+        self.turned()
+
+    cdef int turned(self) except -1:
         self.asked = False
-        self._flush()
+        return self._flush()
 
     cdef int _flush(self) except -1:
-        cdef bytes data
+        cdef bytes commands
         if self.ended or self.paused or self.transport is None:
             return 0
         if not self.protocol._sendable() or self.transport.is_closing():
             return 0
-        data = self.protocol.output()
-        if data is None:
+        commands = self.protocol.commands()
+        if commands is None:
             return 0
-        self.transport.write(data)
+        self._write(commands)
+        self.protocol.contents.clear()
         if self.paused and self.protocol.last_content is not None and self.protocol.last_content.phase == PHASE_FINAL_C:
             # Its last octet is still with us: losing the connection now cannot have delivered it.
             self.protocol.last_content.phase = PHASE_CONTENT_C
         self._arm()
+        return 0
+
+    cdef int _write(self, bytes commands) except -1:
+        # One system call that takes the contents from where they are. What the socket does not take, the transport keeps and writes
+        # later; nothing of ours is in its buffer now, or we would be paused.
+        cdef SmtpProtocol p = self.protocol
+        cdef iovec[2 * SLOTS + 1] parts
+        cdef msghdr message
+        cdef Py_ssize_t i, count = 0, at = 0, total = PyBytes_GET_SIZE(commands), sent = 0
+        cdef char *start = PyBytes_AS_STRING(commands)
+        cdef bytes content
+        if self.descriptor >= 0:
+            for i in range(len(p.contents)):
+                content = <bytes> p.contents[i]
+                if p.places[i] > at:
+                    parts[count].iov_base, parts[count].iov_len = start + at, p.places[i] - at
+                    at = p.places[i]
+                    count += 1
+                parts[count].iov_base, parts[count].iov_len = PyBytes_AS_STRING(content), PyBytes_GET_SIZE(content)
+                count += 1
+                total += PyBytes_GET_SIZE(content)
+            parts[count].iov_base, parts[count].iov_len = start + at, PyBytes_GET_SIZE(commands) - at
+            memset(&message, 0, sizeof(message))
+            message.msg_iov, message.msg_iovlen = parts, count + 1
+            sent = sendmsg(self.descriptor, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent == total:
+                return 0
+        # Whatever is wrong with the socket, the transport finds it, too, and says so.
+        self.transport.write(memoryview(p.whole(commands))[sent:] if sent > 0 else p.whole(commands))
         return 0
 
     cdef int _arm(self) except -1:
@@ -295,6 +329,8 @@ cdef class SmtpSession:
         # with "at least", so 0 would be said even of an empty buffer.
         if transport.get_extra_info("sslcontext") is None:
             transport.set_write_buffer_limits(0)
+            socket = transport.get_extra_info("socket")
+            self.descriptor = -1 if socket is None or transport.get_write_buffer_size() else socket.fileno()
         else:
             transport.set_write_buffer_limits(1, 0)
         self.last_activity = _now()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from domain.errors import JournalError
+from ext.journal_record import Records
 from journal.segment_files import START, Position, end_of, is_unfinished, pack_header, segment_numbers, segment_path
 
 LOCK_NAME: Final = "lock"
@@ -63,10 +64,9 @@ class Journal:
         self._fsync_interval_seconds = fsync_interval_seconds
         self._disk_budget_bytes = disk_budget_bytes
         self._passed = dict.fromkeys(readers, START)
-        self._pending: list[bytes] = []
-        # Called once per record on the hot path: the list's own method, without a frame of ours around it
-        self.append: Callable[[bytes], None] = self._pending.append
-        self._pending_bytes = b""  # joined, but the write failed: the first to go out after `reopen`
+        self.records = Records()  # what the next `write` takes; the hot path packs into it
+        self.append: Callable[[bytes], None] = self.records.append
+        self._pending_bytes = b""  # taken, but the write failed: the first to go out after `reopen`
         self._fd = -1
         self._segment = 0
         self._offset = 0
@@ -129,13 +129,11 @@ class Journal:
         """
         if self.failure:
             raise JournalError(self.failure)
+        data = self.records.take()
         if self._pending_bytes:
-            self._pending.insert(0, self._pending_bytes)
-            self._pending_bytes = b""
-        if not self._pending:
+            data, self._pending_bytes = self._pending_bytes + data, b""
+        if not data:
             return
-        data = b"".join(self._pending) if len(self._pending) > 1 else self._pending[0]
-        self._pending.clear()
         if self._fd < 0 or self._sync_broken or self._offset >= self._segment_bytes:
             self._pending_bytes = data
             self._next_segment()

@@ -5,7 +5,7 @@ a crash at any point. A batch goes pending -> queued -> settled; every recovery 
 is the one step queued -> pending, and announcing is the one way out of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import cast
 
@@ -179,6 +179,20 @@ async def recipients_of(conn: Connection | PooledConnection, announcement: Annou
             positions.append(position)
             recipients.append(Recipient(number, subscriber_id, email, data.encode()))
     return positions, recipients
+
+
+async def copy_recipients(conn: Connection | PooledConnection, announcement: Announcement, take: Callable[[bytes], None]) -> None:
+    """Give `take` a binary COPY of all recipients of a batch that is a range of numbers: number, subscriber id, email, data."""
+
+    async def feed(block: bytes) -> None:
+        take(bytes(block))
+
+    await conn.copy_from_query(
+        f"select number, subscriber_id, email, data from recipients where campaign_id = {announcement.campaign_id:d} "
+        f"and number between {announcement.first_number:d} and {announcement.last_number:d} order by number",
+        output=feed,
+        format="binary",
+    )
 
 
 # An owner that is gone: it has said that it stopped, or has said nothing for $3 seconds before $2

@@ -9,17 +9,58 @@ from hypothesis import strategies as st
 
 from domain.reply import SmtpReply, one_line
 from ext import turn_steps
-from ext.journal_record import unpack
-from ext.smtp_session import STAGE_CONTENT, STAGE_LOST, Message, Outcome
+from ext.journal_record import Records, scan
+from ext.smtp_session import STAGE_CONTENT, STAGE_LOST, Message, Outcome, SmtpSession
 
 NOW = 1_700_000_000_000_000
 
 
+class Transport:
+    """Where a session writes; nothing else is asked of it here."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_reading(self) -> bool:
+        return True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def set_protocol(self, protocol: object) -> None:
+        pass
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+
+def opened(owner: object = None, facts: object = None, **options: Any) -> SmtpSession:
+    """A session over a transport that only remembers; with `chunking` it takes one message, like the others, until it has learned."""
+    turn: Any = SimpleNamespace(outcomes=[], ready=lambda session: None, closed=lambda session, reason: None)
+    session = SmtpSession(turn, owner, pipelining=True, chunking=False, facts=facts, **options)
+    transport: Any = Transport()
+    session.start(transport)
+    return session
+
+
+def read(records: Records) -> list[tuple[Any, ...]]:
+    """The records, taken out and unpacked."""
+    return list(scan(records.take())[0])
+
+
 def make(count: int = 3, failures: int = 0, first_attempt_at: float = 0.0) -> tuple[Any, Any, Any]:
     path = SimpleNamespace(delivered=0, answers=0, server=SimpleNamespace(id=9), health=SimpleNamespace(failures=failures))
-    ips = {"source_ip": "192.0.2.7", "destination_ip": "192.0.2.1"}
-    facts = SimpleNamespace(mta="mx (192.0.2.1)", esmtp="PIPELINING", queue_suffix="/relay", **ips)
-    session = SimpleNamespace(owner=path, facts=facts, connection_id=17)
+    facts = turn_steps.Peer("mx (192.0.2.1)", "192.0.2.7", "192.0.2.1", "PIPELINING", "/relay", True, True)
+    session = opened(path, facts, connection_id=17)
     recipients = [SimpleNamespace(number=100 + i, email=f"p{i}@people.example") for i in range(count)]
     batch = SimpleNamespace(
         campaign_id=5, batch=2, attempt=1, first_attempt_at=first_attempt_at, positions=list(range(10, 10 + count)), recipients=recipients
@@ -35,12 +76,12 @@ def outcome(session: Any, held: Any, index: int, code: int, text: bytes, stage: 
 
 def test_a_delivery_is_recorded_with_everything_the_accounting_needs():
     path, session, held = make()
-    records: list[bytes] = []
+    records = Records()
     outcomes = [outcome(session, held, i, 250, b"2.0.0 Ok: queued as 7") for i in range(3)]
-    others, count, settled = turn_steps.record_deliveries(outcomes, records.append, NOW)
+    others, count, settled = turn_steps.record_deliveries(outcomes, records, NOW)
     assert (others, count, settled) == ([], 3, [held])
     assert (path.delivered, path.answers, held.in_flight, held.open) == (3, 3, 0, 0)
-    assert unpack(records[1][8:]) == (
+    assert read(records)[1] == (
         "d", 5, 2, 101, 11, 1, 4, 17, 9, NOW, 11, NOW, 0, 17, "p1@people.example", "b-x@bounces.example", "2.0.0",
         "250 2.0.0 Ok: queued as 7", "", "mx (192.0.2.1)", "192.0.2.7", "192.0.2.1", "PIPELINING", "people.example/relay",
     )  # fmt: skip
@@ -48,9 +89,9 @@ def test_a_delivery_is_recorded_with_everything_the_accounting_needs():
 
 def test_a_later_attempt_keeps_the_time_of_the_first():
     _, session, held = make(first_attempt_at=1.6e9)
-    records: list[bytes] = []
-    turn_steps.record_deliveries([outcome(session, held, 0, 250, b"2.0.0 Ok")], records.append, NOW)
-    assert unpack(records[0][8:])[11] == 1_600_000_000_000_000
+    records = Records()
+    turn_steps.record_deliveries([outcome(session, held, 0, 250, b"2.0.0 Ok")], records, NOW)
+    assert read(records)[0][11] == 1_600_000_000_000_000
 
 
 @pytest.mark.parametrize(
@@ -66,18 +107,18 @@ def test_what_is_no_delivery_is_handed_back_untouched(code: int, text: bytes, st
     path, session, held = make()
     odd = outcome(session, held, 1, code, text, stage)
     plain = outcome(session, held, 0, 250, b"2.0.0 Ok")
-    records: list[bytes] = []
-    others, count, settled = turn_steps.record_deliveries([plain, odd], records.append, NOW)
-    assert (others, count, settled, len(records)) == ([odd], 1, [], 1)
+    records = Records()
+    others, count, settled = turn_steps.record_deliveries([plain, odd], records, NOW)
+    assert (others, count, settled, len(read(records))) == ([odd], 1, [], 1)
     assert (path.delivered, held.open) == (1, 2)
 
 
 def test_on_a_path_that_was_failing_nothing_is_decided_here():
     path, session, held = make(failures=1)
     outcomes = [outcome(session, held, 0, 250, b"2.0.0 Ok")]
-    records: list[bytes] = []
-    assert turn_steps.record_deliveries(outcomes, records.append, NOW) == (outcomes, 0, [])
-    assert (path.delivered, records) == (0, [])
+    records = Records()
+    assert turn_steps.record_deliveries(outcomes, records, NOW) == (outcomes, 0, [])
+    assert (path.delivered, len(records)) == (0, 0)
 
 
 @given(
@@ -90,10 +131,9 @@ def test_on_a_path_that_was_failing_nothing_is_decided_here():
 )
 def test_whatever_a_server_writes_reads_as_on_the_careful_path(code: int, text: bytes):
     _, session, held = make()
-    records: list[bytes] = []
-    turn_steps.record_deliveries([outcome(session, held, 0, code, text)], records.append, NOW)
-    if records:
-        found = unpack(records[0][8:])
+    records = Records()
+    turn_steps.record_deliveries([outcome(session, held, 0, code, text)], records, NOW)
+    for found in read(records):
         line = one_line(text)
         assert (found[16], found[17]) == (str(SmtpReply(code, line).enhanced), f"{code} {line}")
 
@@ -109,38 +149,49 @@ def test_messages_are_made_of_what_was_composed_and_the_rest_is_named():
     ]  # fmt: skip
 
 
-def test_an_intent_is_recorded_before_the_session_gets_the_message():
+def test_an_intent_is_recorded_for_every_message_and_the_session_has_them():
     _, session, held = make()
-    seen: list[Any] = []
-    session.submit = lambda messages: seen.append(list(messages))
     messages = [Message(b"", b"p@people.example", b"x\r\n", (held, i)) for i in (2, 0)]
-    turn_steps.begin(session, messages, seen.append, 9, NOW)
-    assert seen[2] == messages
-    assert [unpack(record[8:]) for record in seen[:2]] == [
+    records = Records()
+    turn_steps.begin(session, messages, records, 9, NOW)
+    assert session.protocol.held == 2
+    assert read(records) == [
         ("i", 5, 2, 102, 12, 1, 4, 17, 9, NOW),
         ("i", 5, 2, 100, 10, 1, 4, 17, 9, NOW),
     ]
 
 
 def test_rooms_and_flushes_go_to_every_session():
-    flushed: list[int] = []
-    sessions = [SimpleNamespace(room=room, flush=lambda room=room: flushed.append(room)) for room in (1, 0, 4)]
-    assert turn_steps.rooms_of(sessions) == ([1, 0, 4], 5)  # type: ignore[arg-type]
-    turn_steps.flush_all(sessions)  # type: ignore[arg-type]
-    assert flushed == [1, 0, 4]
+    _, _, held = make()
+    sessions = [opened(connection_id=i) for i in range(3)]
+    sessions[1].submit([Message(b"", b"p@people.example", b"x\r\n", (held, 0))])
+    assert turn_steps.rooms_of(sessions) == ([1, 0, 1], 2)
+    turn_steps.flush_all(sessions)
+    written: list[Any] = [session.transport for session in sessions]
+    assert [each.written for each in written] == [[], [b"MAIL FROM:<>\r\nRCPT TO:<p@people.example>\r\nDATA\r\n"], []]
+
+
+def test_sessions_are_sorted_by_their_owner():
+    one, two = object(), object()
+    sessions = [opened(owner) for owner in (one, two, two, one)]
+    assert turn_steps.by_owner(dict.fromkeys(sessions)) == {one: [sessions[0], sessions[3]], two: sessions[1:3]}
 
 
 def test_messages_are_handed_out_by_room_and_those_left_with_room_are_named():
     _, _, held = make(count=6)
-    got: dict[int, list[Message]] = {}
-    sessions = [
-        SimpleNamespace(connection_id=i, facts=SimpleNamespace(smtputf8=i != 3), submit=lambda messages, i=i: got.setdefault(i, messages))
-        for i in range(6)
-    ]
+    sessions = [opened(facts=turn_steps.Peer("", "", "", "", "", i != 3, True), connection_id=i) for i in range(6)]
     messages = [Message(b"", b"p@people.example", b"x\r\n", (held, i), i == 4) for i in range(6)]
-    records: list[bytes] = []
-    odd, starved = turn_steps.hand_out(sessions, [2, 0, 1, 2, 2, 1], messages, records.append, 9, NOW)  # type: ignore[arg-type]
-    assert got == {0: messages[0:2], 2: messages[2:3], 4: messages[5:6]}
-    assert odd == [(sessions[3], messages[3:5])]  # type: ignore[comparison-overlap]
+    records = Records()
+    odd, starved = turn_steps.hand_out(sessions, [2, 0, 1, 2, 2, 1], messages, records, 9, NOW)
+    assert [session.protocol.held for session in sessions] == [2, 0, 1, 0, 1, 0]
+    assert odd == [(sessions[3], messages[3:5])]
     assert starved == [sessions[4], sessions[5]]
-    assert [unpack(record[8:])[7] for record in records] == [0, 0, 2, 4]
+    assert [(record[3], record[7]) for record in read(records)] == [(100, 0), (101, 0), (102, 2), (105, 4)]
+
+
+def test_an_address_beyond_ascii_stands_in_the_record_as_it_is():
+    _, session, held = make()
+    message = Message("b\u00fc@b\u00fccher.example".encode(), b"p@people.example", b"x\r\n", (held, 0), True)
+    records = Records()
+    turn_steps.record_deliveries([Outcome(session, message, 250, b"2.0.0 Ok", STAGE_CONTENT)], records, NOW)
+    assert read(records)[0][15] == "b\u00fc@b\u00fccher.example"
