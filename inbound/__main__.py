@@ -16,7 +16,7 @@ NICENESS: Final = 5  # when processor time is short, sending comes first: strang
 
 
 def main() -> int:
-    """Run until told to stop. Exit code 2: the settings, the ports or the stores are not usable."""
+    """Run until told to stop. Exit code 1: a part of the process died; 2: the settings, the ports or the stores are not usable."""
     try:
         config = os.environ.get("SLUICE_CONFIG")
         settings = load.load(Path(config) if config else None)
@@ -26,14 +26,13 @@ def main() -> int:
 
             os.nice(NICENESS)  # not before: private servers that are started here serve the engines, too
 
-            async def run() -> None:
-                await Inbound(settings).run()
+            async def run() -> bool:
+                return await Inbound(settings).run()
 
-            uvloop.run(run())
+            return 0 if uvloop.run(run()) else 1
     except SluiceError as failure:
         sys.stderr.write(f"inbound: {failure}\n")
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The inbound process: builds the listener and the web side, starts them in order, ends them within two seconds of SIGTERM."""
+"""The inbound process: builds the listener and the web side, starts them in order, ends them within two seconds of SIGTERM.
+
+A part that dies of anything but a store's trouble ends the process: half of it looks alive. The supervisor starts a whole one.
+"""
 
 import asyncio
 import contextlib
@@ -6,7 +9,8 @@ import ipaddress
 import signal
 import ssl
 import sys
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 import msgspec
 import redis.asyncio
@@ -16,7 +20,7 @@ import structlog
 from config import load, tasks
 from config.keys import Keyring, load_keyring
 from config.settings import Settings
-from domain.errors import ConfigurationError, Unavailable
+from domain.errors import ConfigurationError, Invalid
 from domain.links import is_web_address
 from domain.mailbox import parse as parse_mailbox
 from inbound import handling, metrics
@@ -36,7 +40,7 @@ from inbound.worker import Worker
 from journal.feedback_files import FeedbackFiles
 from journal.visits import Visits
 from store import batch_queue, bounces, postgres, redis_keys
-from store.trouble import is_store_trouble
+from store.trouble import is_store_trouble, sentence
 
 log = structlog.get_logger(__name__)
 
@@ -52,11 +56,12 @@ class Inbound:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._stop = asyncio.Event()
+        self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._redis: redis.asyncio.Redis
 
-    async def run(self) -> None:
-        """Live until SIGTERM or SIGINT. Raises Unavailable, ConfigurationError."""
+    async def run(self) -> bool:
+        """Live until SIGTERM or SIGINT. False: a part died, and the process with it. Raises Unavailable, ConfigurationError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -92,20 +97,21 @@ class Inbound:
             await web.start()
             for name, listener in listeners.items():
                 await _listen(listener, name, settings.smtp_host)
-            self._tasks.append(asyncio.create_task(self._follow(policy, certificate)))
-            self._tasks += [asyncio.create_task(each.run()) for each in collecting]
-            self._tasks.append(asyncio.create_task(visits.run(pool, requests.carry_out)))
-            self._tasks.append(asyncio.create_task(requests.run(pool)))
+            self._start("domains and rules", self._follow(policy, certificate))
+            for each in collecting:
+                self._start("mailbox", each.run())
+            self._start("visits", visits.run(pool, requests.carry_out))
+            self._start("requests", requests.run(pool))
             copies = self._copies(pool, keyring)
-            self._tasks.append(asyncio.create_task(copies.run()))
+            self._start("copies of unsubscribes", copies.run())
             worker = self._worker(pool, keyring, policy)
-            self._tasks.append(asyncio.create_task(worker.run()))
-            self._tasks.append(asyncio.create_task(files.run(pool)))
+            self._start("worker", worker.run())
+            self._start("accounting files", files.run(pool))
             if settings.metrics_port:
                 metrics.serve(settings.metrics_port, worker, visits, asked, copies)
             node = load.node_name(self.settings)
             status = metrics.Status(f"{node}:{web.address[1]}", node, worker, visits, asked, files, copies, collecting)
-            self._tasks.append(asyncio.create_task(self._publish(status)))
+            self._start("heartbeat", self._publish(status))
             doors = " ".join(f"{name}={_shown(listener.address)}" for name, listener in listeners.items())
             sys.stdout.write(f"inbound ready {doors} http={_shown(web.address)}\n")
             sys.stdout.flush()
@@ -124,6 +130,20 @@ class Inbound:
             visits.close()
             asked.close()
             files.close()
+        return not self._failed
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                if self._stop.is_set():
+                    raise  # an answer to its cancellation: `tasks.end` says so
+                log.exception("a part of the inbound process failed; the process stops", part=name)
+                self._failed = True
+                self._stop.set()
+
+        self._tasks.append(asyncio.create_task(guarded(), name=name))
 
     def _worker(self, pool: postgres.Pool, keyring: Keyring, policy: MailPolicy) -> Worker:
         settings = self.settings.inbound
@@ -188,8 +208,10 @@ class Inbound:
                     log.warning("the new TLS certificate cannot be used; the old one stays", reason=str(failure))
             try:
                 await policy.refresh()
-            except Unavailable as failure:
-                log.warning("cannot read the return-path domains and forwarding rules", reason=str(failure))
+            except Exception as failure:
+                if not (isinstance(failure, Invalid) or is_store_trouble(failure)):  # Invalid: somebody wrote rules into the table
+                    raise
+                log.warning("cannot read the return-path domains and forwarding rules", reason=sentence(failure))
 
     async def _publish(self, status: metrics.Status) -> None:
         """Say every second how it goes, for `sluice status`; nothing here depends on it."""

@@ -26,7 +26,7 @@ from journal.segments import JournalOwned, take_lock
 from store import bounces
 from store.bounces import Written
 from store.postgres import Pool, connection
-from store.trouble import STORE_ERRORS, sentence
+from store.trouble import is_store_trouble, sentence
 
 CURSOR_NAME: Final = "feedback_files.cursor"
 MOST_AT_ONCE: Final = 1000
@@ -41,8 +41,6 @@ FEEDBACK_COLUMNS: Final = (
     "type", "timeLogged", "repSourceIp", "feedbackType", "format", "userAgent", "envId", "orig", "rcpt", "reportingMta", "dlvSourceIp",
     "reportedDomain", "header_From", "header_Return-Path", "header_X-job", "header_Subject", "header_To", "header_X-FBLId",
 )  # fmt: skip
-
-_EXPECTED: Final[tuple[type[Exception], ...]] = (JournalError, msgspec.MsgspecError, *STORE_ERRORS)
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +87,9 @@ class FeedbackFiles:
         while True:
             try:
                 busy = await self.flush(pool)
-            except _EXPECTED as error:
+            except Exception as error:
+                if not (isinstance(error, JournalError | msgspec.MsgspecError) or is_store_trouble(error)):
+                    raise
                 pause, busy = min(_LONGEST_PAUSE_SECONDS, 2 * pause), False
                 if not self.trouble:
                     _log.warning("bounces and complaints are in PostgreSQL but not in the accounting files: %s", error)

@@ -7,10 +7,14 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 
+from config import tasks
+from config.settings import Settings
 from domain import links
-from inbound import handling, metrics
+from inbound import app, handling, metrics
+from inbound.policy import MailPolicy
 from inbound.unsubscribe_copies import UnsubscribeCopies
 from inbound.worker import Worker
 from journal.feedback_files import FeedbackFiles
@@ -128,7 +132,7 @@ async def test_kill_9_between_the_answer_and_the_store_loses_no_unsubscribe_and_
     try:
         places = await ready(process)
         async with pool.acquire() as conn, conn.transaction():
-            await conn.execute("lock table recipients in access exclusive mode")  # PostgreSQL stands still where it is needed
+            await conn.execute("lock table journal_cursors in access exclusive mode")  # PostgreSQL stands still where it is needed
             answer = await post(places["http"], f"/u/{world.token}", b"List-Unsubscribe=One-Click")
             assert answer.startswith(b"HTTP/1.1 200")
             assert b"Your wish is recorded" in answer
@@ -164,6 +168,35 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path, fresh_database_url:
         assert f"inbound.smtp_port: cannot listen on 127.0.0.1:{port}" in errors.decode()
     finally:
         taken.close()
+
+
+async def test_rules_are_followed_again_whatever_the_store_said_meanwhile(
+    pool: Pool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "REFRESH_SECONDS", 0.02)
+    policy = MailPolicy(pool, world.keyring, ("relay.example",))
+    following = asyncio.create_task(app.Inbound(Settings())._follow(policy, None))
+    try:
+        await pool.execute("alter table forwarding rename to elsewhere")
+        await asyncio.sleep(0.2)
+        await pool.execute("alter table elsewhere rename to forwarding")
+        await pool.execute("insert into forwarding (aliases) values ('*@relay.example:rest@ours.example')")
+        async with asyncio.timeout(20):
+            while policy.recipient("anyone@relay.example")[0] is None:
+                await asyncio.sleep(0.02)
+    finally:
+        await tasks.end([following], 5.0)
+
+
+async def test_a_part_that_fails_ends_the_process() -> None:
+    async def fails() -> None:
+        raise LookupError("a bug of ours")
+
+    inbound = app.Inbound(Settings())
+    inbound._start("this part", fails())
+    async with asyncio.timeout(10):
+        await inbound._stop.wait()
+    assert inbound._failed
 
 
 async def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path, fresh_database_url: str, redis_url: str, world: World) -> None:
