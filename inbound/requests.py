@@ -12,6 +12,7 @@ import secrets
 import time
 from typing import Final, Literal
 
+import asyncpg
 import structlog
 
 from domain.links import LinkParts
@@ -29,6 +30,7 @@ Outcome = Literal["fresh", "again", "unknown", "kept", "refused"]
 
 ANSWER_SECONDS: Final = 1.0  # so long an answer waits for PostgreSQL
 CARRY_OUT_SECONDS: Final = 10.0
+LOCK_MILLISECONDS: Final = 300  # so long one request may hold up the others because somebody has its rows locked, an import for example
 
 
 class Requests:
@@ -81,7 +83,13 @@ class Requests:
         outcome: Outcome = "refused"
         try:
             async with asyncio.timeout(CARRY_OUT_SECONDS), conn.transaction():
+                await conn.execute(f"set local lock_timeout = {LOCK_MILLISECONDS}")
                 outcome = await self._do(conn, held)
+        except asyncpg.LockNotAvailableError:
+            # Behind the others. Should we die before the cursor has moved it is there twice, and done a second time changes nothing
+            if not await self._journal.hold(held):
+                raise
+            return lambda: None
         except Exception as failure:
             if is_expected(failure):
                 raise

@@ -29,6 +29,7 @@ MOST_BYTES_PER_TRANSACTION: Final = 1024 * 1024
 SUFFIX: Final = ".visits"
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _STATEMENT_TIMEOUT_SECONDS: Final = 30.0
+_SYNC_TIMEOUT_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -116,9 +117,10 @@ class Visits:
         """Write it down for good, power cut or not; False where the disk does not take it. It is carried out at once where that can be."""
         try:
             self._write(held)
-            await self._settle_on_disk(self._path, self._written)
-        except OSError as error:
-            _log.error("a request (%s) cannot be kept: %s", held.kind, error)
+            async with asyncio.timeout(_SYNC_TIMEOUT_SECONDS):
+                await self._settle_on_disk(self._path, self._written)
+        except OSError as error:  # a time limit is one, too
+            _log.error("a request (%s) cannot be kept: %s", held.kind, error or "the disk does not answer")
             return False
         self._wake.set()
         return True

@@ -225,6 +225,26 @@ async def test_without_the_store_a_token_is_enough_and_it_is_carried_out_when_th
         assert await pool.fetchval("select count(*) from suppressions where removed_at is null and reason = 'unsubscribed'") == 0
 
 
+async def test_one_whose_rows_somebody_has_locked_holds_up_no_other(site: Site, world: World, pool: Pool) -> None:
+    bob = await pool.fetchval(
+        "insert into subscribers (user_id, list_id, email, email_key) values ($1, $2, 'bob@reader.example', 'bob@reader.example') "
+        "returning id",
+        world.user_id,
+        world.list_id,
+    )
+    await pool.execute("insert into recipients values ($1, 2, $2, 'bob@reader.example', '{}')", world.campaign_id, bob)
+    token = links.token(world.keyring.derive("unsubscribe"), links.LinkParts(world.user_id, world.campaign_id, 2))
+    async with pool.acquire() as conn, conn.transaction():
+        await conn.execute("update subscribers set updated_at = now() where id = $1", world.subscriber_id)  # as an import does
+        ada = asyncio.create_task(site.ask("POST", f"/u/{world.token}", ONE_CLICK))
+        while not site.journal.files() or not site.journal.files()[0].stat().st_size:
+            await asyncio.sleep(0.01)
+        assert b"You are unsubscribed" in (await site.ask("POST", f"/u/{token}", ONE_CLICK))[2]
+        assert not ada.done()
+    assert b"You are unsubscribed" in (await ada)[2]
+    assert [row["state"] for row in await pool.fetch("select state from subscribers")] == ["unsubscribed"] * 2
+
+
 async def test_what_the_disk_does_not_take_is_not_promised(world: World, pool: Pool) -> None:
     async with Site(pool, world, budget_bytes=10).running() as full:
         for path in (f"/u/{world.token}", f"/a/{world.token}"):
