@@ -29,6 +29,7 @@ _QUIET_TICK_SECONDS = 0.25  # while campaigns run and nothing is to be announced
 _IDLE_TICK_SECONDS = 0.5  # while none runs; also woken by a change of campaigns
 _SLOW_TICK_SECONDS = 1.0  # ended leases, lost announcements, completion
 _RETRY_TICK_SECONDS = 0.2
+_TURN_SECONDS = 1.0  # of a tick, for campaigns with very many to cancel or to try again: the others wait to be fed
 _UNLEASED_SECONDS = 3.0  # an announcement older than this that is not in the queue was lost on the way
 _LOCK_IDLE_SECONDS = 15.0  # a leader that stands still for so long loses the lead; longer than any wait for Redis
 _LONG_ANSWER_SECONDS = 2.0  # PostgreSQL that takes longer for its clock stood still
@@ -144,13 +145,15 @@ class Feeder:
         running = [campaign for campaign in prepared if campaign.state == states.RUNNING]
         if slow:
             await self._call_back_leases(conn, prepared)
+        until = now + _TURN_SECONDS
         if retries:
             for campaign in running:
                 while await feed.batch_due_retries(conn, campaign.id, self.batch_recipients) == self.batch_recipients:
-                    pass
+                    if time.monotonic() >= until:
+                        break
         for campaign in prepared:
             if campaign.state == states.CANCELLING:
-                while await feed.cancel_some(conn, campaign.id):
+                while await feed.cancel_some(conn, campaign.id) and time.monotonic() < until:
                     pass
             if (slow and campaign.state == states.RUNNING) or campaign.state == states.CANCELLING:
                 if await feed.finish(conn, campaign):
