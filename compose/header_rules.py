@@ -68,17 +68,18 @@ def address_octets(field: str, address: str) -> tuple[bytes, bool]:
 
 
 def from_address(content: CampaignContent, server: DeliveryServer) -> tuple[str, str]:
-    """The field the From address comes from, and the address (requirements 20, 22)."""
+    """The field the From address comes from, and the address (requirements 20, 22). The list's also where the campaign names none."""
     if server.enforced_from:
         return "enforced_from", server.enforced_from
-    if server.use_list_sender_as_from and content.list_sender_email:
+    if content.list_sender_email and (server.use_list_sender_as_from or not content.from_email):
         return "list.sender_email", content.list_sender_email
     return "from_email", content.from_email
 
 
 def from_name(content: CampaignContent, server: DeliveryServer) -> str:
     """The display name beside it: the list sender's own where his address is used and he has one."""
-    if not server.enforced_from and server.use_list_sender_as_from and content.list_sender_email and content.list_sender_name:
+    from_list = from_address(content, server)[0] == "list.sender_email"
+    if from_list and content.list_sender_name and (server.use_list_sender_as_from or not content.from_name):
         return content.list_sender_name
     return content.from_name
 

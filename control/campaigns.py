@@ -9,13 +9,14 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
 
-from compose import markup
+from compose import header_rules, markup
 from compose.campaign import check
 from control import dkim, preflight
 from control.guards import Caller
 from control.parameters import MAX_ID, Before, Id, Limit, Page, given, one_line
 from control.services import Services
 from domain import address
+from domain.campaign import CampaignContent
 from domain.errors import Invalid, NotFound
 from store import campaigns, egress, lists, tracking
 from store.campaigns import Campaign
@@ -160,7 +161,11 @@ class CampaignController(Controller):
         """
         async with connection(services.pool) as conn:
             campaign = await campaigns.get(conn, caller.sees, campaign_id)
-            destinations = await check_content(conn, services, campaign) if campaign.state == "draft" else ()
+            destinations: tuple[str, ...] = ()
+            if campaign.state == "draft":
+                if not (campaign.html.strip() or campaign.text.strip()):
+                    raise Invalid("html", "is empty, and so is text: there is nothing to send")
+                destinations = await check_content(conn, services, campaign)
         if campaign.state == "draft" and not force:
             await preflight.hold(services, campaign_id)
         campaign = await campaigns.start(services.pool, campaign_id, campaign.version, destinations)
@@ -208,9 +213,21 @@ async def check_content(conn: PooledConnection, services: Services, campaign: Ca
     """
     content = await campaigns.content(conn, campaign.id)
     server = await egress.get(conn, campaign.user_id, campaign.delivery_server_id)
+    if not header_rules.from_address(content, server)[1]:
+        raise Invalid("from_email", "is missing; give one, or give the list a sender address")
     await dkim.check_owner(conn, campaign.user_id, content, server)
-    # in a thread: a large template takes a while to compile, and other requests need not wait for it
-    return await asyncio.to_thread(check, content, server, services.keyring, services.settings.inbound.public_url, services.settings.mail)
+
+    def compiled(what: CampaignContent) -> tuple[str, ...]:
+        return check(what, server, services.keyring, services.settings.inbound.public_url, services.settings.mail)
+
+    try:
+        # in a thread: a large template takes a while to compile, and other requests need not wait for it
+        return await asyncio.to_thread(compiled, content)
+    except Invalid as error:
+        if error.field == "text" and campaign.text_derived:
+            # Nobody wrote this text: the mistake is in the HTML part it was made of, at another line and column
+            await asyncio.to_thread(compiled, msgspec.structs.replace(content, text=""))
+        raise
 
 
 _LINES = (("name", 1, 255), ("subject", 1, MAX_SUBJECT_CHARACTERS), ("from_name", 0, 255), ("utm_source", 0, 255), ("utm_medium", 0, 255))

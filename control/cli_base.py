@@ -78,6 +78,11 @@ def become(module: str, *arguments: str) -> NoReturn:
     os.execve(sys.executable, list(machine.python(module, *arguments)), machine.environment(config_path()))
 
 
+def number(name: str, metavar: str) -> Callable[[Command], Command]:
+    """An argument that is the number of something stored, no larger than PostgreSQL can ask for."""
+    return click.argument(name, type=click.IntRange(max=2**63 - 1), metavar=metavar)
+
+
 def json_option(command: Command) -> Command:
     """Add `--json` to a command that reads."""
     return click.option("--json", "as_json", is_flag=True, help="Write one JSON value to standard output instead of a table.")(command)
@@ -171,7 +176,8 @@ def _box() -> Any:
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
     """Names and values, one pair a line."""
     # Numbers that are names are not grouped: 18025 is a port, not a count
-    listed = [(name, str(value) if name in ("port", "id") or name.endswith("_id") else show(value)) for name, value in pairs]
+    listed = [(name, str(value) if isinstance(value, int) and (name in ("port", "id") or name.endswith("_id")) else show(value))
+              for name, value in pairs]  # fmt: skip
     width = max((len(name) for name, _ in listed), default=0)
     for name, value in listed:
         click.echo(f"{name:<{width}}  {value}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from control.cli_base import EPILOG, Stores, click, convert, json_option, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, click, convert, json_option, number, table, with_stores, write_json
 from control.cli_classify import show_explained
 from control.cli_lists import blocks_of, find_list
 from control.cli_suppress import SCOPE_LIST, show_report
@@ -102,7 +102,7 @@ def pattern_list(lines: bool, as_json: bool) -> None:
 
 
 @pattern_group.command("move", epilog=EPILOG)
-@click.argument("pattern_id", type=int, metavar="ID")
+@number("pattern_id", "ID")
 @click.argument("position", type=click.IntRange(1))
 def pattern_move(pattern_id: int, position: int) -> None:
     """Put a pattern at another position."""
@@ -118,7 +118,7 @@ def pattern_move(pattern_id: int, position: int) -> None:
 
 
 @pattern_group.command("remove", epilog=EPILOG)
-@click.argument("pattern_id", type=int, metavar="ID")
+@number("pattern_id", "ID")
 def pattern_remove(pattern_id: int) -> None:
     """Remove a pattern; what it has decided stays decided."""
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, say, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, number, say, table, with_stores, write_json
 from control.cli_lists import find_list
 from control.cli_servers import find_server
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS: Final = 0.5
 
-_CAMPAIGN = click.argument("campaign_id", type=int, metavar="CAMPAIGN")
+_CAMPAIGN = number("campaign_id", "CAMPAIGN")
 
 
 @click.group("campaign", epilog=EPILOG)
@@ -47,6 +47,7 @@ def campaign_group() -> None:
 @click.option("--utm-source", default="", help="utm_source for every link that has none.")
 @click.option("--utm-medium", default="", help="utm_medium for every link that has none.")
 @click.option("--start", "start_now", is_flag=True, help="Start it at once.")
+@click.option("--force", is_flag=True, help="With --start: also when pre-flight finds something blocking.")
 @json_option
 def campaign_create(
     list_name: str,
@@ -56,23 +57,33 @@ def campaign_create(
     mjml_file: str | None,
     amp_file: str | None,
     start_now: bool,
+    force: bool,
     as_json: bool,
     **fields: Any,
 ) -> None:
     """Create a campaign as a draft. The content is compiled and checked: an error in a template names line and column."""
     if not (html_file or text_file or mjml_file):
         raise click.UsageError("name --html, --mjml, --text or several of them")
+    for file in (html_file, mjml_file, amp_file, None if html_file or mjml_file else text_file):
+        if file and not _read(file).strip():
+            raise click.UsageError(f"{file} is empty: there is nothing to send")
     content = {"html": _read(html_file), "mjml": _read(mjml_file), "text": _read(text_file) if text_file else None, "amp": _read(amp_file)}
 
     async def work(stores: Stores) -> "Campaign":
         from control import campaigns as api
+        from domain.errors import Conflict, Invalid
 
         target = await find_list(stores, list_name)
         server = await find_server(stores, server_name)
         data = convert({**fields, **content, "list_id": target.id, "delivery_server_id": server.id}, api.CampaignCreate)
         made: Campaign = await call(stores, api.CampaignController.create, data=data)
         if start_now:
-            made = await call(stores, api.CampaignController.start, campaign_id=made.id)
+            try:
+                made = await call(stores, api.CampaignController.start, campaign_id=made.id, force=force)
+            except (Invalid, Conflict):
+                say(f"campaign {made.id} is there as a draft, but was not started; `sluice campaign start {made.id}` starts it, "
+                    f"`sluice campaign delete {made.id}` deletes it")  # fmt: skip
+                raise
         return made
 
     made = with_stores(work)
@@ -98,6 +109,20 @@ def _read(file: str | None) -> str:
 def _brief(campaign: "Campaign") -> dict[str, Any]:
     """A campaign without its bodies."""
     return {name: getattr(campaign, name) for name in campaign.__struct_fields__ if name not in ("html", "text", "amp")}
+
+
+@campaign_group.command("delete", epilog=EPILOG)
+@_CAMPAIGN
+def campaign_delete(campaign_id: int) -> None:
+    """Delete a draft. A campaign that was started stays, with what became of it; `cancel` ends one that runs."""
+
+    async def work(stores: Stores) -> None:
+        from control import campaigns as api
+
+        await call(stores, api.CampaignController.remove, campaign_id=campaign_id)
+
+    with_stores(work)
+    click.echo(f"campaign {campaign_id} deleted")
 
 
 @campaign_group.command("attach", epilog=EPILOG)
@@ -131,7 +156,7 @@ def campaign_attach(campaign_id: int, file: str, name: str, content_type: str, c
 
 @campaign_group.command("detach", epilog=EPILOG)
 @_CAMPAIGN
-@click.argument("attachment_id", type=int, metavar="ATTACHMENT")
+@number("attachment_id", "ATTACHMENT")
 def campaign_detach(campaign_id: int, attachment_id: int) -> None:
     """Take an attachment from a draft. `campaign show` names them."""
 
@@ -162,7 +187,11 @@ def campaign_start(campaign_id: int, wait: bool, force: bool, as_json: bool) -> 
         await call(stores, api.CampaignController.start, campaign_id=campaign_id, force=force)
         return await (_wait(stores, campaign_id) if wait else _progress(stores, campaign_id))
 
-    _show_progress(with_stores(work), as_json)
+    try:
+        _show_progress(with_stores(work), as_json)
+    except KeyboardInterrupt:
+        say(f"sluice: interrupted; the campaign goes on (`sluice campaign show {campaign_id}`, `pause`, `cancel`)")
+        raise
 
 
 def _change(name: str, summary: str) -> None:
@@ -208,7 +237,8 @@ def campaign_show(campaign_id: int, as_json: bool) -> None:
     if files:
         table("attachments", (">id", "name", "type", "content id", ">bytes"),
               ((each.id, each.filename, each.content_type, each.content_id, each.size) for each in files))  # fmt: skip
-    _show_progress(progress, as_json=False)
+    facts((name, getattr(progress, name)) for name in progress.__struct_fields__
+          if name not in found.__struct_fields__ or name == "recipients")  # fmt: skip
 
 
 @campaign_group.command("list", epilog=EPILOG)

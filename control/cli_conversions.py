@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
-from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, number, table, with_stores, write_json
 
 if TYPE_CHECKING:
     from control.conversions import S2sShown
@@ -45,7 +45,7 @@ def s2s_set(as_json: bool, **fields: Any) -> None:
 
 
 @s2s_group.command("report", epilog=EPILOG)
-@click.argument("campaign_id", type=int, metavar="CAMPAIGN")
+@number("campaign_id", "CAMPAIGN")
 @json_option
 def s2s_report(campaign_id: int, as_json: bool) -> None:
     """Show what a campaign brought, per channel and unit."""

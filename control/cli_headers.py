@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
-from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, number, table, with_stores, write_json
 from control.cli_servers import find_server
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def header_list(as_json: bool) -> None:
 
 
 @header_group.command("remove", epilog=EPILOG)
-@click.argument("header_id", type=int, metavar="ID")
+@number("header_id", "ID")
 def header_remove(header_id: int) -> None:
     """Remove a custom header; campaigns that were started keep it."""
 

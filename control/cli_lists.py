@@ -6,7 +6,21 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from control.cli_base import EPILOG, Stores, call, click, convert, facts, find_by_name, json_option, say, table, with_stores, write_json
+from control.cli_base import (
+    EPILOG,
+    Stores,
+    call,
+    click,
+    convert,
+    facts,
+    find_by_name,
+    json_option,
+    number,
+    say,
+    table,
+    with_stores,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from domain.import_rows import Format
@@ -45,7 +59,13 @@ def import_command(file: str, list_name: str, create: bool, form: str | None, re
     the list. NDJSON: one object a line. Rows that cannot be used are refused one by one, with row number, field and reason; the
     good ones are imported. Row 1 is the first one after the header. Importing the same file again changes nothing.
     """
-    report = with_stores(lambda stores: _import(stores, file, list_name, create, form, refusals))
+    if refusals:
+        Path(refusals).open("w", encoding="utf-8").close()  # nobody wants to hear after ten million rows that it cannot be written
+    try:
+        report = with_stores(lambda stores: _import(stores, file, list_name, create, form, refusals))
+    except KeyboardInterrupt:
+        say("sluice: interrupted; rows that were imported stay, and importing the same file again changes nothing for them")
+        raise
     if as_json:
         write_json(report)
         return
@@ -64,19 +84,35 @@ def import_command(file: str, list_name: str, create: bool, form: str | None, re
 
 
 async def _import(stores: Stores, file: str, list_name: str, create: bool, form: str | None, refusals: str | None) -> "ImportReport":
-    from domain.errors import NotFound
+    from domain.errors import Invalid, NotFound
 
+    created = False
     try:
         target = await find_list(stores, list_name)
     except NotFound:
         if not create:
             raise
         target = await _create_list(stores, list_name, "", "", ())
+        created = True
     format_name = form or ("ndjson" if Path(file).suffix.lower() in (".ndjson", ".jsonl") else "csv")
-    report = await import_file(stores, target.id, None if file == "-" else Path(file), format_name)
+    try:
+        report = await import_file(stores, target.id, None if file == "-" else Path(file), format_name)
+    except Invalid as error:  # the file as a whole: nothing was imported
+        if created:
+            await _delete_list_if_empty(stores, target.id)
+        raise Invalid("standard input" if file == "-" else file, f"{error.field} {error.reason}"
+                      if error.field not in ("body", "header") else error.reason) from None  # fmt: skip
     if refusals:
         await _write_refusals(stores, report.id, Path(refusals))
     return report
+
+
+async def _delete_list_if_empty(stores: Stores, list_id: int) -> None:
+    from store import lists, postgres, subscribers
+
+    async with postgres.transaction(stores.pool) as conn:
+        if not any((await subscribers.count(conn, list_id)).values()):
+            await lists.delete(conn, stores.user_id, list_id)
 
 
 async def import_file(stores: Stores, list_id: int, path: Path | None, form: str) -> "ImportReport":
@@ -138,7 +174,7 @@ def list_group() -> None:
 
 @list_group.command("create", epilog=EPILOG)
 @click.argument("name")
-@click.option("--sender-name", default="", help="Name shown as sender where a campaign names none.")
+@click.option("--sender-name", default="", help="Name shown beside that address where a campaign names none.")
 @click.option("--sender-email", default="", help="Address used as sender where a campaign or delivery server says so.")
 @click.option(
     "--field", "fields", multiple=True, metavar="NAME[:KIND]", help="A field of merge data; KIND is text (default), number, date or list."
@@ -209,6 +245,22 @@ def list_list(as_json: bool) -> None:
         )
 
 
+@list_group.command("delete", epilog=EPILOG)
+@click.argument("name")
+def list_delete(name: str) -> None:
+    """Take a list (name or id) out of use. Refused while a campaign that has not ended needs it."""
+
+    async def work(stores: Stores) -> "List":
+        from control import lists as api
+
+        found = await find_list(stores, name)
+        await call(stores, api.ListController.remove, list_id=found.id)
+        return found
+
+    found = with_stores(work)
+    click.echo(f"list {found.id} deleted: {found.name}")
+
+
 # --- API keys -----------------------------------------------------------------------------------------------------------
 @click.group("key", epilog=EPILOG)
 def key_group() -> None:
@@ -229,8 +281,10 @@ def key_new(name: str, scope: str, as_json: bool) -> None:
     """Make a key. It is shown once, here, and cannot be read again."""
 
     async def work(stores: Stores) -> dict[str, object]:
+        from control.parameters import one_line
         from store import postgres, users
 
+        one_line("name", name, minimum=1)
         async with postgres.transaction(stores.pool) as conn:
             made, text = await users.create_key(conn, stores.user_id, name, "admin" if scope == "admin" else "user")
         return {"id": made.id, "name": made.name, "scope": made.scope, "prefix": made.prefix, "key": text}
@@ -263,7 +317,7 @@ def key_list(as_json: bool) -> None:
 
 
 @key_group.command("revoke", epilog=EPILOG)
-@click.argument("key_id", type=int, metavar="ID")
+@number("key_id", "ID")
 def key_revoke(key_id: int) -> None:
     """Revoke a key; it stops working everywhere within 5 s."""
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, say, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, convert, facts, json_option, number, say, table, with_stores, write_json
 from control.cli_lists import find_list
 from control.cli_servers import find_server
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from control.messages import MessageShown
     from store.messages import Message, RecipientState
 
-_MESSAGE = click.argument("message_id", type=int, metavar="MESSAGE")
+_MESSAGE = number("message_id", "MESSAGE")
 _BLOCK_BYTES: Final = 256 * 1024
 
 

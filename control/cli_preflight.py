@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Final
 
-from control.cli_base import EPILOG, Stores, call, click, fail, json_option, say, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, fail, json_option, number, say, with_stores, write_json
 
 if TYPE_CHECKING:
     from control.preflight import PreflightReport
 
 
 @click.command("preflight", epilog=EPILOG)
-@click.argument("campaign_id", type=int, metavar="CAMPAIGN")
+@number("campaign_id", "CAMPAIGN")
 @click.option("--no-dns", is_flag=True, help="Look at composed samples only and ask no name server.")
 @json_option
 def preflight(campaign_id: int, no_dns: bool, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from control.cli_base import EPILOG, Stores, call, click, convert, fail, json_option, say, table, with_stores, write_json
+from control.cli_base import EPILOG, Stores, call, click, convert, fail, json_option, number, say, table, with_stores, write_json
 
 if TYPE_CHECKING:
     from control.sent import MadeAgain
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @click.command("resend", epilog=EPILOG)
-@click.argument("campaign_id", type=int, metavar="CAMPAIGN")
+@number("campaign_id", "CAMPAIGN")
 @click.argument("recipient", metavar="RECIPIENT")
 @click.option("--dry", is_flag=True, required=True, help="Make it again and look at it; send nothing. There is no other way.")
 @click.option("--eml", "file", type=click.Path(dir_okay=False), help="Write the message to this file.")

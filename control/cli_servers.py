@@ -115,7 +115,10 @@ def server_update(name: str, new_name: str | None, as_json: bool, password_file:
         from control import delivery_servers as api
 
         server = await find_server(stores, name)
-        data = convert(await _fields(stores, password_file, limits, {"name": new_name, **given}), api.DeliveryServerUpdate)
+        fields = await _fields(stores, password_file, limits, {"name": new_name, **given})
+        if not fields:
+            raise click.UsageError("nothing to change is given; `sluice server update --help` names what can be")
+        data = convert(fields, api.DeliveryServerUpdate)
         return await call(stores, api.DeliveryServerController.update, server_id=server.id, data=data)  # type: ignore[no-any-return]
 
     _show(with_stores(work), as_json)
@@ -153,6 +156,22 @@ def server_show(name: str, as_json: bool) -> None:
         return api.shown(await find_server(stores, name))
 
     _show(with_stores(work), as_json)
+
+
+@server_group.command("delete", epilog=EPILOG)
+@_SERVER
+def server_delete(name: str) -> None:
+    """Take a delivery server out of use. Refused while a campaign that has not ended needs it."""
+
+    async def work(stores: Stores) -> "DeliveryServer":
+        from control import delivery_servers as api
+
+        server = await find_server(stores, name)
+        await call(stores, api.DeliveryServerController.remove, server_id=server.id)
+        return server
+
+    server = with_stores(work)
+    click.echo(f"delivery server {server.id} deleted: {server.name}")
 
 
 @server_group.command("test", epilog=EPILOG)

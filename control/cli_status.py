@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from control.cli_base import EPILOG, FAILED, OK, Stores, click, facts, json_option, say, show, table, with_stores, write_json
+from control.cli_base import EPILOG, FAILED, OK, Stores, click, facts, json_option, number, say, show, table, with_stores, write_json
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -147,7 +147,7 @@ def _screen(found: "Status") -> "Group":
 
 
 @click.command("audit", epilog=EPILOG)
-@click.argument("campaign_id", type=int, metavar="CAMPAIGN")
+@number("campaign_id", "CAMPAIGN")
 @click.option("--against", "logs", multiple=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False),
               help="What a receiver logged as accepted: one JSON object a line with message_id and recipient, as the built-in sink "
                    "writes it. Repeatable: give every receiver's.")  # fmt: skip

@@ -46,7 +46,7 @@ class Progress:
                 self._task = self._bar.add_task("", total=recipients or None, counts=counts)
             self._bar.update(self._task, total=recipients or None, completed=ended, counts=counts)  # type: ignore[arg-type]
             return
-        text = f"sending: {ended:,} of {recipients:,} recipients done; {counts}"
+        text = f"sending: {ended:,} of {recipients:,} recipients done; {counts}" if recipients else "preparing the recipients"
         if text != self._last_text and time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._last_line, self._last_text = time.monotonic(), text
             say(text)

@@ -122,7 +122,9 @@ class RowReader:
     def _add_field(self, name: str, kind: Kind, where: str) -> None:
         """Learn a field the list does not have. Raises Invalid when it may not be created."""
         if not FIELD_NAME(name):
-            raise Invalid(where, f"{name[:80]!r} cannot be a field: {FIELD_NAME_RULE}")
+            better = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+            advice = f"; call it {better}" if FIELD_NAME(better) else ""
+            raise Invalid(where, f"{name[:80]!r} cannot be a field: {FIELD_NAME_RULE}{advice}")
         if not self.create_fields:
             raise Invalid(where, f"the list has no field {name!r}; create it first, or allow this import to create fields")
         if len(self.known) >= MAX_FIELDS:

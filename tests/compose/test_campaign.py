@@ -350,6 +350,13 @@ def test_without_a_list_sender_the_wish_for_one_changes_nothing():
     assert parsed(answer[2])["from"].addresses[0].addr_spec == "letter@garden.example"
 
 
+def test_a_campaign_that_names_no_sender_is_from_that_of_its_list():
+    message = parsed(one(campaign(from_email="", from_name=""), recipient())[2])
+    assert (message["from"].addresses[0].addr_spec, message["from"].addresses[0].display_name) == ("lists@garden.example", "Garden Lists")
+    named = parsed(one(campaign(from_email="", from_name="The Gardener"), recipient())[2])
+    assert named["from"].addresses[0].display_name == "The Gardener"
+
+
 def test_an_mfrom_domain_in_letters_travels_as_ascii():
     answer = one(campaign(msgspec.structs.replace(SERVER, mfrom="bücher.example")), recipient())
     assert answer[0].endswith(b"@xn--bcher-kva.example")
@@ -366,7 +373,7 @@ def test_an_mfrom_domain_in_letters_travels_as_ascii():
         ("from_name", {"from_name": "a\nb"}),
         ("from_name", {"from_name": "a{{ subscriber.x }}\u202e"}),
         ("from_email", {"from_email": "a@b.example\r\nBcc: c@d.example"}),
-        ("from_email", {"from_email": ""}),
+        ("from_email", {"from_email": "", "list_sender_email": ""}),
         ("reply_to", {"reply_to": "a@b.example, c@d.example"}),
         ("list.name", {"list_name": "a\r\nb"}),
         ("html", {"html": "{% include 'x' %}"}),

@@ -72,6 +72,28 @@ async def test_content_that_cannot_be_sent_is_refused_by_field(ada: Client) -> N
     assert (await ada.ok("GET", f"/campaigns/{made['id']}")) == made
 
 
+async def test_a_mistake_is_named_where_somebody_wrote_it(ada: Client) -> None:
+    made = await draft(ada)
+    broken = {"html": "<p>Hello</p>\n<p>{% if x %}</p>", "text": None}
+    answer = await ada.refused(422, "PATCH", f"/campaigns/{made['id']}", json=broken)
+    assert answer["errors"][0]["field"] == "html", "the text part was made of it"
+    assert "line 2" in answer["errors"][0]["reason"]
+
+
+async def test_a_campaign_without_content_is_a_draft_for_ever(ada: Client) -> None:
+    made = await draft(ada, text=" ")
+    answer = await ada.refused(422, "POST", f"/campaigns/{made['id']}/start", params={"force": "true"})
+    assert answer["errors"] == [{"field": "html", "reason": "is empty, and so is text: there is nothing to send"}]
+
+
+async def test_a_campaign_without_a_sender_takes_that_of_its_list_or_is_told_to_name_one(ada: Client) -> None:
+    made = await draft(ada, from_email="")
+    assert made["from_email"] == ""
+    await ada.ok("PATCH", f"/lists/{made['list_id']}", json={"sender_email": ""})
+    answer = await ada.refused(422, "PATCH", f"/campaigns/{made['id']}", json={"name": "other"})
+    assert answer["errors"] == [{"field": "from_email", "reason": "is missing; give one, or give the list a sender address"}]
+
+
 async def test_starting_twice_is_starting_once(ada: Client, redis: redis_client.Redis) -> None:
     made = await draft(ada)
     listening = redis.pubsub()

@@ -106,6 +106,17 @@ def test_an_import_keeps_good_rows_and_reports_the_others(sluice: Sluice, tmp_pa
     assert [field["name"] for field in shown["fields"]] == ["first_name"]
 
 
+def test_a_file_that_cannot_be_imported_is_named_and_leaves_no_list_behind(sluice: Sluice, tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("email,First Name\na@one.example,Ana\n")
+    refused = sluice("import", "people.csv", "--list", "New", "--create")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("sluice: people.csv: 'first name' cannot be a field: ")
+    assert refused.stderr.endswith("; call it first_name\n")
+    nowhere = sluice("import", "-", "--list", "New", "--create", "--refusals", "nowhere/refused.csv", input="email\na@one.example\n")
+    assert (nowhere.returncode, nowhere.stderr) == (2, "sluice: No such file or directory (nowhere/refused.csv)\n")
+    assert answer(sluice("list", "list", "--json")) == []
+
+
 def test_lists_can_be_made_with_fields_and_found_by_name_or_id(sluice: Sluice) -> None:
     made = answer(sluice("list", "create", "Club", "--sender-email", "club@one.example", "--field", "points:number", "--json"))
     assert isinstance(made, dict)
@@ -290,6 +301,38 @@ def test_a_campaign_is_written_started_steered_and_audited(sluice: Sluice, tmp_p
     assert sluice("audit", number).stdout.endswith("clean\n")
     unknown = sluice("audit", "999999")
     assert (unknown.returncode, unknown.stderr) == (2, "sluice: there is no campaign 999999; `sluice campaign list` shows what there is\n")
+
+
+def test_a_campaign_without_content_or_with_an_impossible_number_is_refused(sluice: Sluice, tmp_path: Path) -> None:
+    (tmp_path / "empty.html").write_text("\n")
+    empty = sluice("campaign", "create", "--name", "x", "--list", "x", "--server", "x", "--subject", "x", "--html", "empty.html")
+    assert (empty.returncode, empty.stderr.splitlines()[-1]) == (2, "Error: empty.html is empty: there is nothing to send")
+    large = sluice("campaign", "show", "99999999999999999999")
+    assert large.returncode == 2
+    assert "Traceback" not in large.stderr
+
+
+def test_what_is_not_needed_any_more_can_be_deleted(sluice: Sluice, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Hello\n")
+    assert sluice("list", "create", "Readers").returncode == 0
+    assert sluice("server", "add", "Nowhere", "--host", "127.0.0.1").returncode == 0
+    nothing = sluice("server", "update", "Nowhere")
+    assert nothing.returncode == 2
+    assert "nothing to change is given" in nothing.stderr
+    held = sluice("campaign", "create", "--name", "May", "--list", "Readers", "--server", "Nowhere", "--from-email", "us@one.example",
+                  "--subject", "x", "--text", "letter.txt", "--start")  # fmt: skip
+    assert held.returncode == 2, "a list without subscribers cannot be mailed"
+    assert "campaign 1 is there as a draft, but was not started" in held.stderr
+    assert sluice("list", "delete", "Readers").returncode == 1
+    assert sluice("campaign", "delete", "1").stdout == "campaign 1 deleted\n"
+    assert sluice("list", "delete", "Readers").stdout == "list 1 deleted: Readers\n"
+    assert sluice("server", "delete", "Nowhere").stdout == "delivery server 1 deleted: Nowhere\n"
+    assert sluice("server", "delete", "Nowhere").returncode == 2
+
+
+def test_what_has_no_number_is_shown_as_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_base.facts([("fallback_server_id", None), ("port", 18025), ("count", 18025)])
+    assert capsys.readouterr().out.splitlines() == ["fallback_server_id  ", "port                18025", "count               18,025"]
 
 
 def test_values_are_shown_without_control_characters() -> None:
