@@ -4,7 +4,7 @@ import pytest
 from redis.asyncio import Redis
 
 from engine import feeder
-from store import batch_queue, feed
+from store import batch_queue, feed, postgres
 from store.postgres import Pool
 from tests.store.campaigns import make_campaign
 
@@ -18,7 +18,8 @@ async def test_cancelling_a_large_campaign_lets_the_others_be_fed(
     await pool.execute("update campaigns set state = 'cancelling' where id = $1", large)
     made = feeder.Feeder(fresh_database_url, redis, 4, 8, 32)
     left = "select count(*) from batches where campaign_id = $1 and state <> 'settled'"
-    async with pool.acquire() as conn:
+    conn = await postgres.connect(fresh_database_url)
+    try:
         await made._tick(conn, await feed.active_campaigns(conn))
         server = await conn.fetchval("select delivery_server_id from campaigns where id = $1", other)
         assert await batch_queue.count_waiting(redis, [server]) == 1
@@ -26,3 +27,5 @@ async def test_cancelling_a_large_campaign_lets_the_others_be_fed(
         for _ in range(2):
             await made._tick(conn, await feed.active_campaigns(conn))
         assert await conn.fetchval("select state from campaigns where id = $1", large) == "cancelled"
+    finally:
+        await conn.close()
