@@ -177,7 +177,8 @@ class Engine:
         self._every("journals of silent engines", self.silent_seconds / 5, self._stand_by, None)
         self._every("deadlines", _WATCH_SECONDS, self._deadlines, None)
         self._every("watchdog", _HEARTBEAT_SECONDS, self.watchdog.look, None)
-        await self._quietly(self._heartbeat())
+        # Nothing is waited for since the first part was started: told to stop in between, we would end without draining it
+        self._start("first heartbeat", self._quietly(self._heartbeat()))
 
     async def _patiently(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
         """Do what the start needs of a store, however long the store is away; say so at once and then every minute."""
