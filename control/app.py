@@ -3,6 +3,7 @@
 Outermost first: security headers, API keys (`guards`), bodies (`bodies`), Idempotency-Key (`idempotency`), Litestar.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -10,10 +11,12 @@ from typing import Any, cast
 from litestar import Litestar, Request, Router
 from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.exceptions import NotFoundException
 from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 from redis.asyncio import Redis
 
+from config import tasks
 from config.keys import Keyring
 from config.settings import Settings
 from control import (
@@ -40,14 +43,13 @@ from control import (
 )
 from control.asgi import App, Message, Receive, Scope, Send
 from control.bodies import Bodies, strict_types
-from control.console.routes import console_router
+from control.console.routes import console_router, no_such_page
 from control.errors import HANDLERS
 from control.guards import Authentication, Authenticator, Caller, caller_of
-from control.idempotency import Idempotency
+from control.idempotency import Idempotency, forget_old
 from control.openapi import STATIC, openapi_config
 from control.services import Services
-from store import idempotency
-from store.postgres import Pool, connection
+from store.postgres import Pool
 
 _POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
 # Swagger UI sets style attributes and draws its icons from data: URLs
@@ -143,9 +145,11 @@ def _litestar(services: Services) -> Litestar:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with connection(services.pool) as conn:
-            await idempotency.purge(conn)
-        yield
+        forgetting = asyncio.create_task(forget_old(services.pool))
+        try:
+            yield
+        finally:
+            await tasks.end([forgetting], 1.0)
 
     return Litestar(
         route_handlers=[
@@ -159,7 +163,7 @@ def _litestar(services: Services) -> Litestar:
             "caller": Provide(_caller, sync_to_thread=False),
         },
         before_request=strict_types,
-        exception_handlers=HANDLERS,
+        exception_handlers={**HANDLERS, NotFoundException: no_such_page},  # type: ignore[dict-item]
         lifespan=[lifespan],
         openapi_config=openapi_config(),
         request_max_body_size=services.settings.control.max_body_bytes,

@@ -5,6 +5,7 @@ first still under way: 409; it stays 409 when the process died in the middle, be
 Answers of 400 and above had no effect and are not kept. A streamed import is compared by path, type and length, not content.
 """
 
+import asyncio
 import hashlib
 import logging
 from typing import Any
@@ -20,6 +21,7 @@ from store import idempotency
 from store.postgres import Pool, connection
 
 MAX_KEY_CHARACTERS = 255
+PURGE_SECONDS = 3600.0
 _KEPT_HEADERS = frozenset({b"content-type", b"location"})
 
 _log = logging.getLogger(__name__)
@@ -112,6 +114,17 @@ class Idempotency:
             _log.warning("the answer to an Idempotency-Key was not kept: %s", error)
         for message in messages:
             await send(message)
+
+
+async def forget_old(pool: Pool, *, every_seconds: float = PURGE_SECONDS) -> None:
+    """Remove answers that are older than a day, until cancelled."""
+    while True:
+        try:
+            async with connection(pool) as conn:
+                await idempotency.purge(conn)
+        except Exception as error:
+            _log.warning("old answers to Idempotency-Keys were not removed: %s", error)
+        await asyncio.sleep(every_seconds)
 
 
 def _answer(messages: list[Message]) -> Answer:

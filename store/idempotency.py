@@ -17,13 +17,16 @@ class Earlier(msgspec.Struct, frozen=True):
 
 
 async def claim(conn: PooledConnection, user_id: int, key: str, request_hash: bytes) -> Earlier | None:
-    """Take the key for this request, or return the earlier request that has it. Exactly one of many at once gets None."""
+    """Take the key for this request, or return the earlier request of the last day that has it. Exactly one of many at once gets None."""
     for _ in range(3):
         done = await conn.execute(
-            "insert into idempotency_keys (user_id, key, request_hash) values ($1, $2, $3) on conflict do nothing",
+            "insert into idempotency_keys as k (user_id, key, request_hash) values ($1, $2, $3) on conflict (user_id, key) do update "
+            "set request_hash = excluded.request_hash, status = null, response = null, created_at = now() "
+            "where k.created_at < now() - make_interval(hours => $4)",
             user_id,
             key,
             request_hash,
+            KEPT_HOURS,
         )
         if done == "INSERT 0 1":
             return None

@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter
 
+from config import tasks
+from control.idempotency import forget_old
 from store import idempotency
 from store.postgres import Pool, connection
 from tests.control.conftest import Client
@@ -52,6 +54,18 @@ async def test_a_request_that_was_never_answered_stays_in_doubt(ada: Client, poo
     await pool.execute("update idempotency_keys set created_at = now() - interval '25 hours'")
     async with connection(pool) as conn:
         assert await idempotency.purge(conn) == 1
+
+
+async def test_a_day_later_the_key_is_free_and_its_answer_forgotten(ada: Client, pool: Pool) -> None:
+    for name in ("news", "other"):
+        await ada.ok("POST", "/lists", json={"name": name}, **with_key("k"))
+        await ada.refused(422, "POST", "/lists", json={"name": "a third"}, **with_key("k"))
+        await pool.execute("update idempotency_keys set created_at = now() - interval '25 hours'")
+    forgetting = asyncio.create_task(forget_old(pool, every_seconds=0.01))
+    async with asyncio.timeout(20):
+        while await pool.fetchval("select count(*) from idempotency_keys"):
+            await asyncio.sleep(0.01)
+    await tasks.end([forgetting], 5.0)
 
 
 async def test_a_kept_answer_shows_no_secret(ada: Client, pool: Pool) -> None:
