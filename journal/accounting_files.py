@@ -21,7 +21,7 @@ import msgspec
 
 from domain.accounting import DEFAULT_COLUMNS
 from ext import accounting_lines
-from journal.segment_files import START, Position, Reader
+from journal.segment_files import START, JournalDamaged, Position, Reader
 from journal.segments import Journal
 
 READER_NAME: Final = "accounting_files"
@@ -161,7 +161,11 @@ class AccountingFiles:
             content = (self._journal.directory / CURSOR_NAME).read_bytes()
         except FileNotFoundError:
             content = msgspec.json.encode(_Checkpoint(*START, []))
-        found = msgspec.json.decode(content, type=_Checkpoint)
+        try:
+            found = msgspec.json.decode(content, type=_Checkpoint)
+        except msgspec.MsgspecError as error:
+            path = self._journal.directory / CURSOR_NAME
+            raise JournalDamaged(f"{path}: this is no cursor of accounting files ({error}); what is in the files cannot be told") from error
         if self._elsewhere:
             # The same path on this node is a file of this node's: never cut it. What we write ourselves is remembered again
             self._elsewhere, found.files = False, []

@@ -13,7 +13,7 @@ import pytest
 from domain.errors import Unavailable
 from ext import journal_record
 from journal import recovery
-from journal.accounting_files import AccountingFiles
+from journal.accounting_files import CURSOR_NAME, AccountingFiles
 from journal.segment_files import Reader, segment_path
 from journal.segments import Journal
 from store import accounting
@@ -125,6 +125,16 @@ async def test_a_torn_end_is_dropped_and_its_message_is_in_doubt(pool: Pool, tmp
     path.write_bytes(path.read_bytes()[:-7])  # the withdrawal of 6
     assert await adopt(pool, root) == [DEAD]
     assert await pool.fetchval("select array_agg(number order by number) from accounting where kind = 'u'") == [6, 7, 8]
+
+
+async def test_a_cursor_that_cannot_be_read_keeps_its_journal_and_stops_nobody(pool: Pool, tmp_path: Path):
+    campaign, root = await make_campaign(pool, 12), tmp_path / "journal"
+    await die(pool, root, campaign)
+    (root / DEAD / CURSOR_NAME).write_bytes(b"{")
+    assert await adopt(pool, root) == []
+    assert CURSOR_NAME in recovery.troubles()[0]
+    assert await pool.fetchval("select count(*) from accounting where kind = 'u'") == 2
+    assert await pool.fetchval("select count(*) from batches where owner = $1", DEAD) == 0
 
 
 async def test_a_damaged_journal_is_kept_and_what_stands_before_the_damage_is_used(
