@@ -23,7 +23,10 @@ class NameServer:
     def __init__(self, settings: Preflight) -> None:
         """Raises Invalid when `preflight.nameservers` holds something that is no address."""
         self._timeout = settings.timeout_seconds
-        self._resolver = dns.asyncresolver.Resolver(configure=not settings.nameservers)
+        try:
+            self._resolver = dns.asyncresolver.Resolver(configure=not settings.nameservers)
+        except dns.resolver.NoResolverConfiguration:  # a machine without name servers: nobody answers
+            self._resolver = dns.asyncresolver.Resolver(configure=False)
         self._resolver.lifetime = self._timeout
         self._gate = asyncio.Semaphore(MAX_AT_ONCE)
         if settings.nameservers:

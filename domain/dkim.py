@@ -29,7 +29,6 @@ RETIRING: Final = "retiring"
 MIN_RSA_BITS: Final = 1024  # RFC 8301 §3.2: verifiers must not take less
 ADVISED_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 4096  # and need not take more
-OVERLAP_DAYS: Final = 7  # retries end after some days; whoever verifies later looks at mail that was delivered before
 MAX_STRING: Final = 255  # of one character-string of a TXT record
 MAX_NAME: Final = 253
 

@@ -142,7 +142,6 @@ class CsvReader(RowReader):
         self._email_column = 0
         self._typed: list[tuple[str, Kind]] = []
         self._pending: list[str] = []  # lines of a record whose quotes are still open
-        self._pending_characters = 0
 
     def _too_long(self) -> None:
         if self._names is None:
