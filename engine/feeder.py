@@ -31,6 +31,7 @@ _SLOW_TICK_SECONDS = 1.0  # ended leases, lost announcements, completion
 _RETRY_TICK_SECONDS = 0.2
 _TURN_SECONDS = 1.0  # of a tick, for campaigns with very many to cancel or to try again: the others wait to be fed
 _UNLEASED_SECONDS = 3.0  # an announcement older than this that is not in the queue was lost on the way
+_PACKED_AT_ONCE = 4  # batches
 _LOCK_IDLE_SECONDS = 15.0  # a leader that stands still for so long loses the lead; longer than any wait for Redis
 _LONG_ANSWER_SECONDS = 2.0  # PostgreSQL that takes longer for its clock stood still
 _LONGEST_PAUSE_SECONDS = 1.0  # while PostgreSQL is away
@@ -264,15 +265,21 @@ class Feeder:
             share = max(1, (self.high - queued) // len(campaigns))
             for campaign in campaigns:
                 announcements = await feed.announce(conn, campaign.id, share)
-                batches = [await self._pack(conn, campaign, announcement) for announcement in announcements]
+                pushed = 0
                 try:
-                    await batch_queue.push(self._redis, mail_class, batches)
+                    # A few at a time: what is packed together stays small enough for memory that is used again
+                    for start in range(0, len(announcements), _PACKED_AT_ONCE):
+                        some = announcements[start : start + _PACKED_AT_ONCE]
+                        batches = [await self._pack(conn, campaign, announcement) for announcement in some]
+                        await batch_queue.push(self._redis, mail_class, batches)
+                        pushed += len(batches)
+                        if not queued:
+                            await batch_queue.publish_change(self._redis, "queue")
+                            queued = pushed
                 except batch_queue.RedisError:
-                    await feed.withdraw(conn, campaign.id, [batch.batch for batch in batches])
+                    await feed.withdraw(conn, campaign.id, [announcement.batch for announcement in announcements[pushed:]])
                     raise
-                self.announced += len(batches)
-                if batches and not queued:
-                    await batch_queue.publish_change(self._redis, "queue")
+                self.announced += pushed
 
     async def _pack(self, conn: Connection, campaign: ActiveCampaign, announcement: Announcement) -> Batch:
         positions, recipients = await self._recipients(conn, announcement)

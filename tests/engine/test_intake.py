@@ -185,8 +185,16 @@ async def test_the_queue_that_had_something_last_is_asked_alone_and_another_one_
     await batch_queue.push(redis, "marketing", [batch(11)])
     assert await taken() == []
     await batch_queue.push(redis, "transactional", [batch(12)])
+    intake.wake()  # as at the feeder's word that an empty queue has something; without it every queue is looked at ten times a second
     assert await taken() == [12]
     assert parts.path.more
+    parts.path.held = 3  # there is room for one more, which can wait while so many are ready
+    parts.path.ready = 1000
+    await batch_queue.push(redis, "marketing", [batch(13)])
+    intake.wake()
+    assert await taken() == []
+    parts.path.ready = 0
+    assert await taken() == [11]
     parts.path.held = 0
 
 

@@ -127,6 +127,39 @@ def test_an_intent_is_open_until_any_outcome_or_its_withdrawal():
         intents.feed(b"x" * 100, 4)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_open_intents_are_those_that_a_dict_would_hold(seed: int):
+    dice, intents = random.Random(seed), journal_record.OpenIntents()
+    expected: dict[tuple[int, int, int], tuple[int, bytes]] = {}
+    most = (5, 40, 700, 5000)[seed % 4]  # the table grows, and its places are taken and freed in every order
+    for block in range(20):
+        records = []
+        for _ in range(1000):
+            campaign, number, attempt = dice.choice((1, 2**40)), dice.randrange(most), dice.choice((1, 2))
+            if dice.random() < 0.5:
+                record = journal_record.pack_intent(campaign, 1, number, 0, attempt, 1, 3, 2, block)
+                expected[campaign, number, attempt] = (block, record)
+            else:
+                record = journal_record.pack_withdrawal(campaign, 1, number, 0, attempt, 1, 3, 2, block)
+                expected.pop((campaign, number, attempt), None)
+            records.append(record)
+        intents.feed(b"".join(records), block)
+        assert len(intents) == len(expected)
+    assert intents.before(2**62) == [record for _, record in expected.values()]
+    assert intents.before(10) == [record for held_in, record in expected.values() if held_in < 10]
+    assert [record[4] for record in intents.records()] == [journal_record.unpack(record[8:])[4] for _, record in expected.values()]
+
+
+def test_records_are_taken_in_the_order_they_came():
+    records = journal_record.Records()
+    assert (len(records), records.take()) == (0, b"")
+    for number in range(5000):  # more than it keeps the memory of
+        records.append(outcome("d", number=number))
+    assert records.take() == b"".join(outcome("d", number=number) for number in range(5000))
+    records.append(outcome("u"))
+    assert (len(records), records.take(), records.take()) == (len(outcome("u")), outcome("u"), b"")
+
+
 def test_records_are_counted_by_kind():
     block = outcome("d") * 3 + outcome("u") + journal_record.pack_intent(1, 2, 3, 4, 5, 6, 7, 8, 9) * 2
     assert journal_record.kinds(block) == {"d": 3, "u": 1, "i": 2}
