@@ -163,7 +163,7 @@ def _litestar(services: Services) -> Litestar:
             "caller": Provide(_caller, sync_to_thread=False),
         },
         before_request=strict_types,
-        exception_handlers={**HANDLERS, NotFoundException: no_such_page},  # type: ignore[dict-item]
+        exception_handlers={**HANDLERS, NotFoundException: no_such_page},
         lifespan=[lifespan],
         openapi_config=openapi_config(),
         request_max_body_size=services.settings.control.max_body_bytes,

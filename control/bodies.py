@@ -103,9 +103,11 @@ def strict_types(request: Request[Any, Any, Any]) -> None:
         msgspec.json.decode(body, type=field.annotation)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
-        found = field_error(place.rstrip("`").lstrip("."), message)
+        found = field_error(place.rstrip("`").lstrip("."), message, field.annotation)
         raise Invalid(found.field, found.reason) from None
     except msgspec.MsgspecError as error:
+        if not body:
+            raise Invalid("body", "is empty; send a JSON object") from None
         raise Invalid("body", f"is not valid JSON: {error}"[:300]) from None
 
 

@@ -1,7 +1,8 @@
 """Campaigns: drafts whose content is compiled when it is saved, and start, pause, resume, cancel, each safe to repeat."""
 
 import asyncio
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from litestar import Controller, delete, get, patch, post
@@ -9,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
 
-from compose import header_rules, markup
+from compose import markup
 from compose.campaign import check
 from control import dkim, preflight
 from control.guards import Caller
@@ -22,6 +23,8 @@ from store import campaigns, egress, lists, tracking
 from store.campaigns import Campaign
 from store.postgres import PooledConnection, connection, transaction
 from store.tracking import TrackingReport
+
+T = TypeVar("T")
 
 MAX_SUBJECT_CHARACTERS = 2000  # a template; what it renders to is checked per recipient
 
@@ -213,20 +216,23 @@ async def check_content(conn: PooledConnection, services: Services, campaign: Ca
     """
     content = await campaigns.content(conn, campaign.id)
     server = await egress.get(conn, campaign.user_id, campaign.delivery_server_id)
-    if not header_rules.from_address(content, server)[1]:
-        raise Invalid("from_email", "is missing; give one, or give the list a sender address")
     await dkim.check_owner(conn, campaign.user_id, content, server)
+    settings = services.settings
+    return await compiled(
+        lambda what: check(what, server, services.keyring, settings.inbound.public_url, settings.mail), content, campaign.text_derived
+    )
 
-    def compiled(what: CampaignContent) -> tuple[str, ...]:
-        return check(what, server, services.keyring, services.settings.inbound.public_url, services.settings.mail)
 
+async def compiled(build: Callable[[CampaignContent], T], content: CampaignContent, text_derived: bool) -> T:
+    """What `build` makes of the content, in a thread: a large template takes a while, and other requests need not wait for it.
+
+    Raises Invalid. A mistake is named where somebody wrote it: with `text_derived` in the HTML part that the text was made of.
+    """
     try:
-        # in a thread: a large template takes a while to compile, and other requests need not wait for it
-        return await asyncio.to_thread(compiled, content)
+        return await asyncio.to_thread(build, content)
     except Invalid as error:
-        if error.field == "text" and campaign.text_derived:
-            # Nobody wrote this text: the mistake is in the HTML part it was made of, at another line and column
-            await asyncio.to_thread(compiled, msgspec.structs.replace(content, text=""))
+        if error.field == "text" and text_derived:
+            await asyncio.to_thread(build, msgspec.structs.replace(content, text=""))
         raise
 
 

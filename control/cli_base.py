@@ -126,7 +126,7 @@ def convert(fields: dict[str, Any], kind: Any) -> Any:
         return msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
-        found = field_error(place.strip("`."), message)
+        found = field_error(place.strip("`."), message, kind)
         raise Invalid(found.field, found.reason) from None
 
 

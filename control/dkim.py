@@ -179,8 +179,10 @@ async def _look(services: Services, caller: Caller, key_id: int) -> DkimRecordCh
 
 
 async def check_owner(conn: PooledConnection, user_id: int, content: CampaignContent, server: DeliveryServer) -> None:
-    """Raise Invalid when the From domain, or one above it, was proved to be somebody else's (bad input 43)."""
+    """Raise Invalid when nobody says who it is from, or the From domain, or one above, was proved to be somebody else's (bad input 43)."""
     field, sender = header_rules.from_address(content, server)
+    if not sender:
+        raise Invalid(field, "is missing; give one, or give the list a sender address")
     domain = header_rules.address_octets(field, sender)[0].rpartition(b"@")[2].decode("ascii").lower()
     theirs = await stored.foreign_domain(conn, user_id, parents(domain))
     if theirs is not None:

@@ -134,6 +134,8 @@ def _respond(answer: Problem) -> Response[Problem]:
 _UNKNOWN_FIELD = re.compile(r"unknown field `(.*)`$")
 _MISSING_FIELD = re.compile(r"missing required field `(.*)`$")
 _EXPECTED = re.compile(r"^Expected ")
+_NOT_ALLOWED = re.compile(r"Invalid enum value (.*)$", re.DOTALL)
+_STEP = re.compile(r"[^.\[\]]+|\[[^\]]*\]")
 _NAMES = {
     "`str`": "text",
     "`int`": "a whole number",
@@ -141,10 +143,11 @@ _NAMES = {
     "`bool`": "true or false",
     "`array`": "an array",
     "`object`": "an object",
+    "`null`": "null",
 }
 
 
-def _on_validation(_: Request[Any, Any, Any], error: ValidationException) -> Response[Problem]:
+def _on_validation(request: Request[Any, Any, Any], error: ValidationException) -> Response[Problem]:
     """What the framework found wrong with body, query or path; a path that cannot name anything names nothing."""
     found: list[FieldError] = []
     extra = error.extra if isinstance(error.extra, list) else []
@@ -153,12 +156,18 @@ def _on_validation(_: Request[Any, Any, Any], error: ValidationException) -> Res
             continue
         if item.get("source") == "path":
             return _respond(problem(404))
-        found.append(field_error(str(item.get("key", "")), str(item.get("message", ""))))
+        key, message = str(item.get("key", "")), str(item.get("message", ""))
+        parameter = request.route_handler.parsed_fn_signature.parameters.get(key)
+        if parameter is None:
+            found.append(field_error(key, message))
+            continue
+        wrong = field_error("", message, parameter.annotation)
+        found.append(FieldError(getattr(parameter.kwarg_definition, "name", None) or key, wrong.reason))
     return _respond(problem(422, "; ".join(f"{e.field}: {e.reason}" for e in found) or str(error.detail), found))
 
 
-def field_error(key: str, message: str) -> FieldError:
-    """msgspec's words in ours."""
+def field_error(key: str, message: str, kind: Any = None) -> FieldError:
+    """msgspec's words in ours. `kind` is the type the whole was read as: what is allowed at `key` can then be named."""
     key = "" if key == "data" else key
     if unknown := _UNKNOWN_FIELD.search(message):
         return FieldError(".".join(filter(None, (key, unknown[1]))), "there is no such field")
@@ -166,14 +175,47 @@ def field_error(key: str, message: str) -> FieldError:
         return FieldError(".".join(filter(None, (key, missing[1]))), "is required")
     if message == "'data'":
         return FieldError("body", "is empty; send a JSON object")
+    if refused := _NOT_ALLOWED.match(message):
+        allowed = ", ".join(map(str, _choices(kind, key)))
+        return FieldError(key or "body", f"must be one of {allowed}, not {refused[1]:.80}" if allowed else f"may not be {refused[1]:.80}")
     reason = _EXPECTED.sub("must be ", message)
     for name, words in _NAMES.items():
         reason = reason.replace(name, words)
     return FieldError(key or "body", reason)
 
 
-def _on_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
-    answer = problem(error.status_code, str(error.detail))
+def _choices(kind: Any, place: str) -> list[Any]:
+    """The values a Literal allows at `place` (`items[0].kind`) within the type `kind`; none where there is no Literal."""
+    try:
+        at = [msgspec.inspect.type_info(kind)]
+    except TypeError:
+        return []
+    for step in [*_STEP.findall(place), ""]:
+        at = [inner for each in at for inner in _alternatives(each)]
+        if step.startswith("["):
+            at = [inner for each in at for name in ("item_type", "value_type") if (inner := getattr(each, name, None)) is not None]
+        elif step:
+            at = [field.type for each in at if isinstance(each, msgspec.inspect.StructType) for field in each.fields
+                  if field.encode_name == step]  # fmt: skip
+    return [value for each in at if isinstance(each, msgspec.inspect.LiteralType) for value in each.values]
+
+
+def _alternatives(info: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _alternatives(info.type)
+    if isinstance(info, msgspec.inspect.UnionType):
+        return [inner for each in info.types for inner in _alternatives(each)]
+    return [info]
+
+
+def on_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    """What the framework says of a request; where it has only the name of the status, more."""
+    detail = str(error.detail)
+    if error.status_code == 404 and detail == "Not Found":
+        detail = "there is no such path; /docs shows them all"
+    if error.status_code == 405 and error.headers:
+        detail = f"this path takes {error.headers.get('allow', 'other methods')}"
+    answer = problem(error.status_code, detail)
     response = _respond(answer)
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
@@ -188,4 +230,4 @@ def _on_any(request: Request[Any, Any, Any], error: Exception) -> Response[Probl
     return _respond(answer)
 
 
-HANDLERS: ExceptionHandlersMap = {ValidationException: _on_validation, HTTPException: _on_http, Exception: _on_any}
+HANDLERS: ExceptionHandlersMap = {ValidationException: _on_validation, HTTPException: on_http, Exception: _on_any}

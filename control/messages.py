@@ -18,7 +18,7 @@ from compose.campaign import CompiledCampaign
 from compose.mail_headers import check_custom, custom_name
 from control import dkim
 from control.bodies import Refused, check_json
-from control.campaigns import checked, prepared
+from control.campaigns import checked, compiled, prepared
 from control.errors import FieldError, SeveralInvalid, field_error
 from control.guards import Caller
 from control.imports import bounded
@@ -217,12 +217,12 @@ class Taker:
         data = self._data
         if data.mail_class != "transactional" and data.list_id is None:
             raise Invalid("list_id", f"{data.mail_class} mail belongs to a list, which its readers can leave; name it")
-        if not data.html and not data.mjml and not data.text:
+        if not any((part or "").strip() for part in (data.html, data.mjml, data.text)):
             raise Invalid("text", "the message says nothing; give html, text or both")
         _check_metadata("metadata", data.metadata)
         one_line("name", data.name)
         fields = await prepared(checked({name: getattr(data, name) for name in _AS_OF_CAMPAIGNS}))
-        del fields["text_derived"]
+        text_derived = bool(fields.pop("text_derived", False))
         fields["attachments"] = _attachments(data.attachments, self._services.settings.mail.max_attachment_bytes)
         async with connection(self._services.pool) as conn:
             server, mailing_list = await self._references(conn)
@@ -233,8 +233,10 @@ class Taker:
         # Recipients are composed to see that they can be: the files were looked at, and need not be copied for each
         light = tuple(msgspec.structs.replace(each, content=b"") for each in content.attachments)
         content = msgspec.structs.replace(content, attachments=light)
-        self._compiled = await asyncio.to_thread(
-            CompiledCampaign, content, server, self._services.keyring, settings.inbound.public_url, mail=settings.mail
+        self._compiled = await compiled(
+            lambda what: CompiledCampaign(what, server, self._services.keyring, settings.inbound.public_url, mail=settings.mail),
+            content,
+            text_derived,
         )
 
     def _content(

@@ -16,7 +16,7 @@ import redis.exceptions
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from litestar import Controller, Response, Router, get, post
 from litestar.di import NamedDependency
-from litestar.exceptions import HTTPException, NotAuthorizedException
+from litestar.exceptions import HTTPException, NotAuthorizedException, NotFoundException
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
@@ -25,7 +25,7 @@ from litestar.types import ExceptionHandlersMap
 from control import delivery_servers, trial
 from control.console import session
 from control.console.session import AnyRequest
-from control.errors import STATUS
+from control.errors import STATUS, on_http
 from control.guards import Caller, Failures
 from control.parameters import Id
 from control.services import Services
@@ -274,6 +274,13 @@ def _explain(request: AnyRequest, error: Exception) -> Response[str]:
     code = next(status_code for kind, status_code in STATUS if isinstance(error, kind))
     sentence = "A store does not answer. Sending goes on as far as it can; this page comes back by itself." if code == 503 else str(error)
     return page("error", code, code=code, sentence=sentence, live=code == 503)
+
+
+def no_such_page(request: AnyRequest, error: NotFoundException) -> Response[Any]:
+    """A path that leads nowhere: a page for browsers, a problem for programs."""
+    if "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/"):
+        return page("error", 404, code=404, sentence="There is no such page.", live=False)
+    return on_http(request, error)
 
 
 HANDLERS: ExceptionHandlersMap = {

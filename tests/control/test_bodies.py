@@ -46,6 +46,19 @@ async def test_wrong_shapes_are_422(ada: Client) -> None:
     await ada.refused(422, "POST", "/lists", headers=JSON)
     answer = await ada.refused(422, "POST", "/lists", content=b"{}", headers=JSON)
     assert answer["errors"] == [{"field": "name", "reason": "is required"}]
+    answer = await ada.refused(422, "POST", "/lists", content=b"", headers=JSON)
+    assert answer["errors"] == [{"field": "body", "reason": "is empty; send a JSON object"}]
+
+
+async def test_what_is_allowed_is_named_in_the_caller_s_words(ada: Client) -> None:
+    made = await ada.ok("POST", "/lists", json={"name": "x"})
+    answer = await ada.refused(422, "POST", f"/lists/{made['id']}/fields", json={"name": "plan", "kind": "money"})
+    assert answer["errors"] == [{"field": "kind", "reason": "must be one of date, list, number, text, not 'money'"}]
+    answer = await ada.refused(422, "GET", "/campaigns?state=nonsense")
+    assert answer["errors"][0]["field"] == "state"
+    assert "draft" in answer["errors"][0]["reason"]
+    assert (await ada.refused(404, "GET", "/nothing"))["detail"] == "there is no such path; /docs shows them all"
+    assert "GET" in (await ada.refused(405, "PUT", "/lists"))["detail"]
 
 
 async def test_sizes_and_types(ada: Client) -> None:

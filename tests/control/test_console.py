@@ -209,6 +209,14 @@ async def test_a_delivery_server_is_tested_for_real(machine: Machine) -> None:
     assert (await browser.post(path, to="nonsense"))[0] == 422
 
 
+async def test_a_path_that_leads_nowhere_is_a_page_for_browsers_and_a_problem_for_programs(machine: Machine) -> None:
+    browser = machine.browser()
+    for path, accepted, kind in (("/nothing", "text/html,*/*", "text/html"), ("/nothing", "*/*", "application/problem+json"),
+                                 ("/api/v1/nothing", "text/html", "application/problem+json")):  # fmt: skip
+        status, headers, _ = await browser.get(path, Accept=accepted)
+        assert (status, headers["content-type"].partition(";")[0]) == (401 if path.startswith("/api") else 404, kind)
+
+
 async def test_static_files_are_served_and_nothing_besides(machine: Machine) -> None:
     browser = machine.browser()
     for name, kind in (("console.css", "text/css"), ("console.js", "javascript"), ("icon.svg", "image/svg+xml")):

@@ -85,6 +85,7 @@ async def test_everything_wrong_is_named_by_its_place_and_nothing_is_sent(ada: C
         ("subject", {"subject": "a\nb"}),
         ("text", {"text": "", "html": ""}),
         ("html", {"html": "{{ x | nothing }}"}),
+        ("html", {"html": "<p>{% if x %}</p>", "text": None}),
         ("list_id", {"mail_class": "marketing"}),
         ("headers.Subject", {"headers": {"Subject": "x"}}),
         ("headers.X-A", {"headers": {"X-A": "{{ x | nothing }}"}}),
