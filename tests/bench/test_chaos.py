@@ -139,7 +139,7 @@ async def test_a_link_passes_everything_on_in_order(link: Link) -> None:
     reader, writer = await dial(link)
     sent = b"abc" * 200_000
     writer.write(sent)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await reader.readexactly(len(sent)) == sent.upper()
     writer.close()
 
@@ -152,7 +152,7 @@ async def test_a_deaf_link_swallows_and_its_connections_are_reset_when_it_heals(
     writer.write(b"two")
     with pytest.raises(TimeoutError):
         await says(reader, 0.2)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while link.swallowed < 3:
             await asyncio.sleep(0.01)
     assert link.swallowed == 3
@@ -185,7 +185,7 @@ async def test_a_slow_link_delays_without_disorder(link: Link) -> None:
     for word in (b"a", b"b", b"c"):
         writer.write(word)
         await asyncio.sleep(0.01)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await reader.readexactly(3) == b"ABC"
     assert asyncio.get_running_loop().time() - started >= 0.2
     writer.close()
@@ -243,7 +243,7 @@ async def run_chaos(*options: str) -> tuple[int, str, str]:
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.chaos", *options, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT
     )
-    out, err = await asyncio.wait_for(child.communicate(), 240.0)
+    out, err = await asyncio.wait_for(child.communicate(), 480.0)
     assert child.returncode is not None
     return child.returncode, out.decode(), err.decode()
 
@@ -263,7 +263,8 @@ ONLY_HERE = (
 
 async def test_process_faults_that_are_played_nowhere_else_break_no_promise() -> None:
     options = [word for fault in ONLY_HERE for word in ("--fault", fault)]
-    code, out, err = await run_chaos("--quick", "--recipients", "2000", "--rate", "1000", "--json", *options)
+    # Four seconds' mail, of which two are left when the load is seen to be under way
+    code, out, err = await run_chaos("--quick", "--recipients", "2400", "--rate", "600", "--json", *options)
     assert code == 0, err
     results = json.loads(out)
     assert all(list(result) == list(Result.__struct_fields__) for result in results)
@@ -304,7 +305,7 @@ async def test_foreign_servers_are_harmed_through_their_links_only(tmp_path: Pat
         assert sink.stdout is not None
         await sink.stdout.readline()
         code, out, err = await run_chaos(
-            "--quick", "--recipients", "800", "--rate", "400", "--fault", "postgres-link-reset", "--fault", "valkey-killed", "--json",
+            "--quick", "--recipients", "1600", "--rate", "400", "--fault", "postgres-link-reset", "--fault", "valkey-killed", "--json",
             "--database-url", database_url, "--redis-url", redis_url, "--smtp", f"127.0.0.1:{port}", "--accepted", str(accepted),
         )  # fmt: skip
     finally:

@@ -72,7 +72,7 @@ async def shake_hands(authority: world.Authority, options: tuple[str, ...], host
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=server_context, family=socket.AF_INET)
     context = ssl.create_default_context(cafile=str(authority.file))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             port = server.sockets[0].getsockname()[1]
             _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host)
             writer.close()

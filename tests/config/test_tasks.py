@@ -26,7 +26,7 @@ async def test_a_task_that_loses_its_cancellation_is_cancelled_again() -> None:
 async def test_a_task_that_never_ends_is_left_behind_in_bounded_time() -> None:
     never = asyncio.create_task(deaf(8))
     await asyncio.sleep(0)
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(60):
         await tasks.end([never], 0.3)
     assert not never.done()
     await tasks.end([never], 10.0)

@@ -76,8 +76,8 @@ async def test_it_answers_streams_and_stops(control: Process) -> None:
         await asyncio.sleep(0.2)
         began = time.monotonic()
         control.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(control.process.wait(), 20) == 0
-        assert time.monotonic() - began < 10
+        assert await asyncio.wait_for(control.process.wait(), 60) == 0
+        assert time.monotonic() - began < 30, "the import would go on for ever"
         writer.close()
 
 
@@ -89,8 +89,8 @@ async def test_headers_without_end_are_cut_off(control: Process) -> None:
         while sent < 50 * MAX_HEAD_BYTES:
             writer.write(b"x" * 16384)
             sent += 16384
-            await asyncio.wait_for(writer.drain(), 30)
-        answer = await asyncio.wait_for(reader.read(), 30)
+            await asyncio.wait_for(writer.drain(), 60)
+        answer = await asyncio.wait_for(reader.read(), 60)
         assert answer.startswith(b"HTTP/1.1 431 ")
     except (ConnectionError, RuntimeError):  # uvloop says of a transport that is gone by RuntimeError
         pass

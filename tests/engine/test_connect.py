@@ -166,7 +166,7 @@ async def test_tls_then_authentication_then_mail_over_the_handed_over_transport(
                 done.set()
 
         SmtpSession(Turn(), None, pipelining=connected.pipelining, chunking=connected.chunking).start(connected.transport)
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 60)
         assert [(o.stage, o.code) for o in outcomes] == [(STAGE_CONTENT, 250)] * 3
         assert len(peer.accepted) == 3
         await closed(peer)
@@ -185,7 +185,7 @@ async def test_a_certificate_that_is_trusted_and_fits_is_verified(certificates: 
 
 async def closed(peer: Peer) -> None:
     """Return when the peer has no connection any more."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while peer.open:
             await asyncio.sleep(0.01)
 
@@ -196,7 +196,7 @@ async def refused(peer: Peer | int, **changes: Any) -> ConnectFailed:
     context = changes.pop("context", None)
     source = changes.pop("source_address", None)
     with pytest.raises(ConnectFailed) as caught:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await connect(server(port, **changes), password=PASSWORD, ehlo_name="me.example", ssl_context=context, source_address=source)
     if isinstance(peer, Peer):
         await closed(peer)

@@ -99,14 +99,14 @@ async def opened(peer: Peer, turn: Turn, mode: str = "pipelining", **options: An
 async def run(peer: Peer, count: int, mode: str = "pipelining", wire: bytes = BODY, **options: Any) -> tuple[Turn, SmtpSession]:
     turn = Turn(messages(count, wire))
     session = await opened(peer, turn, mode, **options)
-    await asyncio.wait_for(turn.closing.wait(), 10)
+    await asyncio.wait_for(turn.closing.wait(), 60)
     await asyncio.sleep(0)
     return turn, session
 
 
 async def comes_true(condition: Callable[[], object]) -> None:
     """Wait for it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -237,11 +237,11 @@ async def test_an_unsolicited_line_on_an_idle_connection_ends_it() -> None:
     turn = Turn(messages(1), quit_at_end=False)
     async with Peer(WORDS) as peer:
         session = await opened(peer, turn)
-        await asyncio.wait_for(turn.progress.wait(), 5)
+        await asyncio.wait_for(turn.progress.wait(), 60)
         assert session.idle
         assert session.deadline == 0.0
         peer.say_now(b"250 hello\r\n")
-        await asyncio.wait_for(turn.closing.wait(), 5)
+        await asyncio.wait_for(turn.closing.wait(), 60)
     assert "nobody asked for" in turn.reason
 
 
@@ -408,7 +408,7 @@ async def test_quit_finishes_what_was_begun_and_hands_back_the_rest() -> None:
         session.submit(turn.messages[:2])
         session.quit()
         assert session.room == 0
-        await asyncio.wait_for(turn.closing.wait(), 5)
+        await asyncio.wait_for(turn.closing.wait(), 60)
         await asyncio.sleep(0)
     assert sorted(told(turn)) == [(1, STAGE_CONTENT, 250), (2, STAGE_UNSENT, 0), (3, STAGE_UNSENT, 0)]
     assert peer.commands[-1] == "QUIT"
@@ -421,7 +421,7 @@ async def test_an_idle_session_quits_at_once() -> None:
         session = await opened(peer, turn)
         await comes_true(lambda: session.idle)
         session.quit()
-        await asyncio.wait_for(turn.closing.wait(), 5)
+        await asyncio.wait_for(turn.closing.wait(), 60)
     assert (turn.reason, turn.settled, peer.commands) == ("closed", [], ["QUIT"])
 
 
@@ -440,7 +440,7 @@ async def test_messages_given_to_an_ended_session_come_back_unsent() -> None:
     async with Peer(WORDS) as peer:
         session = await opened(peer, turn)
         peer.drop_now()
-        await asyncio.wait_for(turn.closing.wait(), 5)
+        await asyncio.wait_for(turn.closing.wait(), 60)
         session.submit(messages(2))
         await asyncio.sleep(0)
     assert [(o.message.ref, o.stage, o.begun) for o in turn.settled] == [(1, STAGE_UNSENT, False), (2, STAGE_UNSENT, False)]
@@ -451,7 +451,7 @@ async def test_a_connection_quits_when_its_message_limit_is_reached(mode: str) -
     turn = Turn(messages(9), quit_at_end=False)
     async with Peer(WORDS) as peer:
         await opened(peer, turn, mode, max_messages=4)
-        await asyncio.wait_for(turn.closing.wait(), 5)
+        await asyncio.wait_for(turn.closing.wait(), 60)
         await asyncio.sleep(0)
     assert len(peer.accepted) == len(turn.settled) == 4
     assert len(turn.messages) == 5

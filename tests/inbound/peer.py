@@ -33,7 +33,7 @@ class Client:
         lines = []
         while True:
             try:
-                line = (await asyncio.wait_for(self.reader.readline(), 10)).decode()
+                line = (await asyncio.wait_for(self.reader.readline(), 60)).decode()
             except ConnectionResetError:
                 return ""
             if not line:

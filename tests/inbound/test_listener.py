@@ -347,7 +347,7 @@ async def test_content_over_the_limit_is_refused_and_the_session_goes_on(server:
 
 
 async def test_a_silent_client_is_shown_out(pool: Pool, world: World) -> None:
-    server = Server(pool, world, QUICK._replace(idle=0.2))
+    server = Server(pool, world, QUICK._replace(idle=1.0))
     await server.policy.refresh()
     await server.listener.start()
     try:
@@ -358,7 +358,7 @@ async def test_a_silent_client_is_shown_out(pool: Pool, world: World) -> None:
 
 
 async def test_a_client_that_drips_commands_or_content_is_shown_out(pool: Pool, world: World) -> None:
-    server = Server(pool, world, QUICK._replace(idle=0.3, content=0.3))
+    server = Server(pool, world, QUICK._replace(idle=1.0, content=1.0))
     await server.policy.refresh()
     await server.listener.start()
     try:

@@ -74,7 +74,7 @@ async def test_bad_input_19_three_hundred_idle_links_leave_room_for_one_that_wor
         links = [await asyncio.open_connection(*server.listener.address) for _ in range(300)]
         client = await server.greeted()
         assert (await client.deliver(world.return_path())).startswith("250")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for reader, writer in links:
                 assert b"421 4.4.2" in await reader.read()
                 writer.close()
@@ -98,7 +98,7 @@ async def test_bad_input_19_a_client_that_never_reads_is_dropped_and_costs_littl
         raw.setblocking(False)
         await loop.sock_connect(raw, server.listener.address)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await asyncio.sleep(0.1)
                 with pytest.raises(OSError):
                     await loop.sock_sendall(raw, b"EHLO x\r\n")
@@ -108,7 +108,7 @@ async def test_bad_input_19_a_client_that_never_reads_is_dropped_and_costs_littl
                         await asyncio.sleep(0.01)
         finally:
             raw.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while server.listener.limits.sessions:
                 await asyncio.sleep(0.05)
 
@@ -128,7 +128,7 @@ async def test_bad_input_20_long_commands(server: Server) -> None:
     for size in COMMAND_SIZES:
         client = await server.greeted()
         client.send(b"NOOP " + b"x" * size + b"\r\nNOOP\r\n")
-        replies = [reply[:3] for reply in await asyncio.wait_for(client.rest() if size > 4_000 else _two(client), 10)]
+        replies = [reply[:3] for reply in await asyncio.wait_for(client.rest() if size > 4_000 else _two(client), 60)]
         assert replies in (["500", "250"], ["500"], [])
 
 
@@ -357,7 +357,7 @@ async def test_after_the_attack_kit_nothing_is_left_and_honest_mail_was_taken_me
             await asyncio.sleep(0.2)
         await attack
         assert sum(kit.rounds.values()) > 12
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while limits.sessions:
                 await asyncio.sleep(0.05)
         assert (limits.buffered_bytes, +limits.peers) == (0, {})

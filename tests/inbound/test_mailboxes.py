@@ -59,7 +59,7 @@ async def reading(pool: Pool, world: World, url: str) -> AsyncIterator[Collector
 
 async def until_kept(pool: Pool, count: int) -> list[bytes]:
     """The messages that were kept, when there are so many."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await pool.fetchval("select count(*) from inbound_messages") < count:
             await asyncio.sleep(0.02)
     return [row["raw"] for row in await pool.fetch("select raw from inbound_messages order by id")]
@@ -67,7 +67,7 @@ async def until_kept(pool: Pool, count: int) -> list[bytes]:
 
 async def until_empty(server: MailStoreServer) -> None:
     """When the mailbox is."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while server.messages:
             await asyncio.sleep(0.02)
 
@@ -140,7 +140,7 @@ async def test_nothing_is_deleted_while_the_store_is_away(pool: Pool, world: Wor
         server.add(bounce(world, "text"))
         await pool.execute("alter table inbound_messages rename to away")
         async with reading(pool, world, at(server, protocol, password_file)):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not any(line.startswith(("RETR", "s")) and ("RETR" in line or "BODY.PEEK" in line) for line in server.commands):
                     await asyncio.sleep(0.02)
             await asyncio.sleep(0.3)
@@ -181,7 +181,7 @@ async def test_a_message_that_is_too_large_stays_and_the_others_are_taken(
         server.add(bounce(world, "small"))
         async with reading(pool, world, at(server, protocol, password_file)):
             await until_kept(pool, 1)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(server.messages) > 1:
                     await asyncio.sleep(0.02)
         assert not any("BODY.PEEK" in line and " 1 " in line for line in server.commands)
@@ -207,7 +207,7 @@ async def test_a_server_without_starttls_or_with_a_wrong_name_gets_no_password(
         async with mail_store(tls=tls) as server:
             server.add(bounce(world, "text"))
             async with reading(pool, world, at(server, protocol, password_file, more)):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     while not server.commands:
                         await asyncio.sleep(0.02)
                 await asyncio.sleep(0.3)
@@ -366,7 +366,7 @@ async def dovecot() -> AsyncIterator[Dovecot]:
     root.chmod(0o755)
     made = Dovecot(root)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     reader, writer = await asyncio.open_connection("127.0.0.1", made.ports["imap"])
@@ -391,7 +391,7 @@ async def test_dovecot_is_emptied_and_nothing_counts_twice(pool: Pool, world: Wo
         assert sorted(await until_kept(pool, 8)) == sorted(sent)
         dovecot.add("late.test", bounce(world, "late"))
         assert len(await until_kept(pool, 9)) == 9
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while dovecot.left():
                 await asyncio.sleep(0.05)
         assert collector.kept == 9

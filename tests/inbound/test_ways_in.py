@@ -44,14 +44,14 @@ async def test_mail_comes_in_by_every_way_that_is_set(
                 assert (await client.reply()).startswith("220")
                 assert "STARTTLS" in await client.say(hello)
                 assert (await client.say("STARTTLS")).startswith("220")
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await client.writer.start_tls(ssl.create_default_context(cafile=str(pem)), server_hostname="mx.mailer.example")
                 assert (await client.say(hello)).startswith("250")
                 assert (await client.deliver(world.return_path())).startswith("250")
                 client.writer.close()
             assert len(await until_kept(pool, 4)) == 4
             await until_empty(store)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     [said] = [msgspec.json.decode(await redis.get(key) or b"{}") for key in await redis.keys("*inbound*")] or [{}]
                     if any(sentence.startswith("a mailbox cannot be read: pop3://") for sentence in said.get("trouble", [])):
@@ -59,7 +59,7 @@ async def test_mail_comes_in_by_every_way_that_is_set(
                     await asyncio.sleep(0.1)
             assert PASSWORD not in str(said)
             process.terminate()
-            assert await asyncio.wait_for(process.wait(), 15) == 0
+            assert await asyncio.wait_for(process.wait(), 60) == 0
         finally:
             if process.returncode is None:
                 process.kill()
@@ -72,7 +72,7 @@ async def test_a_password_or_certificate_that_is_not_there_is_named(tmp_path: Pa
         ({"SLUICE_INBOUND_TLS_CERTIFICATE_FILE": "/nowhere/x.pem"}, "inbound.tls_certificate_file: cannot use /nowhere/x.pem"),
     ):
         process = await start(tmp_path, fresh_database_url, redis_url, **settings)  # type: ignore[arg-type]
-        _, errors = await asyncio.wait_for(process.communicate(), 30)
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 2
         assert sentence in errors.decode()
         assert b"Traceback" not in errors

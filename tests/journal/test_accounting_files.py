@@ -164,7 +164,7 @@ async def test_a_full_disk_is_named_and_made_up_for(journal: Journal, tmp_path: 
     files = make(journal, tmp_path, flush_interval_seconds=0.01)
     task = asyncio.create_task(files.run())
     put(journal, 1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while files.cursor != journal.position:
             await asyncio.sleep(0.01)
     write = os.write
@@ -181,11 +181,11 @@ async def test_a_full_disk_is_named_and_made_up_for(journal: Journal, tmp_path: 
     journal.append(outcome("d", 3))
     journal.write()
     monkeypatch.setattr(os, "write", full)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "No space left" not in files.trouble:
             await asyncio.sleep(0.01)
     monkeypatch.undo()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while files.trouble or files.cursor != journal.position:
             await asyncio.sleep(0.01)
     task.cancel()
@@ -239,7 +239,7 @@ async def test_segments_go_when_the_files_have_passed_them(tmp_path: Path):
     put(journal, 1, 2)
     put(journal, 3, 4)
     put(journal, 5)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(list((tmp_path / "j").glob("*.journal"))) > 1:
             await asyncio.sleep(0.01)
     task.cancel()

@@ -132,7 +132,7 @@ async def test_away_postgresql_is_named_and_made_up_for(pool: Pool, tmp_path: Pa
         assert "safe in the journal" in ledger.trouble
         monkeypatch.setattr(accounting, "cursor", cursor)
         await ledger.flush_through(journal.position, timeout_seconds=10)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while ledger.trouble:
                 await asyncio.sleep(0.01)
 
@@ -150,7 +150,7 @@ async def test_open_intents_move_on_when_their_segment_goes(pool: Pool, tmp_path
                 journal.write()
             await ledger.flush_through(journal.position, timeout_seconds=10)
             await asyncio.sleep(0.003)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(segment_numbers(tmp_path / "j")) > 2:
                 await asyncio.sleep(0.01)
     left = journal_record.OpenIntents()

@@ -378,7 +378,7 @@ async def test_records_are_synced_in_the_background(tmp_path: Path, monkeypatch:
         journal.write()
         await asyncio.sleep(0.003)
     newest = segment_path(tmp_path / "j", journal.position.segment)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not synced or synced[-1] != newest.stat().st_size:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
@@ -407,7 +407,7 @@ async def test_a_failed_fsync_moves_to_a_new_segment_and_is_not_tried_again(tmp_
         journal.append(outcome("d", number))
         journal.write()
         await asyncio.sleep(0.02)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not journal.sync_failures:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.02)

@@ -220,7 +220,7 @@ async def test_while_it_runs_what_is_held_is_carried_out_at_once_and_trouble_is_
         return done.set
 
     reader = asyncio.create_task(visits.run(pool, carry_out, stuck.set))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await visits.hold(Held("abuse", 1, 1, 1, b"", b"", 1.5))
         await done.wait()
         assert await visits.hold(Held("abuse", 1, 1, 2, b"", b"", 1.5))
