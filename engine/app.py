@@ -246,7 +246,7 @@ class Engine:
     def _trouble(self) -> list[str]:
         """Every sentence an operator should read, the same one once."""
         said = [self.turn.trouble, self.intake.trouble, self.feeder.trouble, self._ledger.trouble, self._accounting.trouble]
-        said += [self.intake.signing.trouble, self._journal.sync_trouble]
+        said += [self.intake.signing.trouble, self._journal.sync_trouble, *self.intake.uncompiled]
         said += [f"{work.name}: {work.trouble}" for work in self._works if work.trouble]
         said += [*self._refused.values(), *recovery.troubles(), *self.watchdog.sentences]
         return list(dict.fromkeys(filter(None, said)))

@@ -52,6 +52,7 @@ class Intake:
         self.held: dict[Key, HeldBatch] = {}
         self.campaigns: dict[tuple[int, int, int], LiveCampaign] = {}  # (campaign, part, delivery server)
         self.unreadable = 0
+        self._uncompiled: dict[int, tuple[float, str]] = {}  # campaign -> when it was tried last, and why it cannot be compiled
         self.trouble = ""
         self.held_batches = held_batches
         self.lease_seconds = lease_seconds
@@ -200,7 +201,7 @@ class Intake:
         path = self._way(home) if home is not None else None
         campaign = await self._campaign(batch, path)
         if campaign is None:
-            log.error("a batch of a campaign that is gone was dropped", campaign=batch.campaign_id, batch=batch.batch)
+            log.error("a batch is not sent: its campaign is gone or cannot be compiled", campaign=batch.campaign_id, batch=batch.batch)
             return
         campaign.state = states.RUNNING  # the grant was given because it is
         held = HeldBatch(batch, campaign, epoch, done, lease_until)
@@ -221,7 +222,17 @@ class Intake:
 
     async def _campaign(self, batch: Batch, path: EgressPath | None) -> LiveCampaign | None:
         """The campaign of a batch, compiled for the server it goes out through."""
-        campaign = await self._compiled(batch.campaign_id, batch.part, path)
+        try:
+            campaign = await self._compiled(batch.campaign_id, batch.part, path)
+        except Exception as bug:
+            if is_store_trouble(bug):
+                raise
+            # One campaign that nobody foresaw must not end engine after engine: it waits, and the others are sent
+            log.exception("a campaign cannot be compiled", campaign=batch.campaign_id)
+            said = f"campaign {batch.campaign_id} cannot be compiled and waits: {type(bug).__name__}: {bug}"
+            self._uncompiled[batch.campaign_id] = time.monotonic(), said
+            return None
+        self._uncompiled.pop(batch.campaign_id, None)
         if campaign is not None and batch.part:
             return campaign.queued(batch.first_attempt_at or batch.composed_at)
         return campaign
