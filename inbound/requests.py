@@ -41,6 +41,7 @@ class Requests:
     ) -> None:
         self._journal = journal
         self._answer_seconds = answer_seconds
+        self._reading = True  # what is kept is carried out soon
         self._postbacks = postbacks
         self._copy_to = unsubscribe_copy_to
         self._waiting: dict[str, asyncio.Future[Outcome]] = {}
@@ -53,7 +54,7 @@ class Requests:
         try:
             if not await self._journal.hold(held):
                 return "refused"
-            if self._journal.trouble:
+            if self._journal.trouble or not self._reading:
                 return "kept"
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._answer_seconds):
@@ -68,7 +69,12 @@ class Requests:
 
     async def run(self, pool: Pool) -> None:
         """Carry out until cancelled."""
-        await self._journal.run(pool, self.carry_out, self._let_go)
+        self._reading = True
+        try:
+            await self._journal.run(pool, self.carry_out, self._let_go)
+        finally:
+            self._reading = False
+            self._let_go()
 
     def _let_go(self) -> None:
         for decided in self._waiting.values():
