@@ -75,6 +75,12 @@ class Intake:
         self._wake = asyncio.Event()
         self.stopping = False
 
+    @property
+    def uncompiled(self) -> list[str]:
+        """Why campaigns wait that cannot be compiled, in words. Each is tried again when the lease of its batch has ended."""
+        since = time.monotonic() - 2 * self.lease_seconds
+        return [said for at, said in self._uncompiled.values() if at > since]
+
     def wake(self) -> None:
         """Look for batches now, in every queue."""
         self._looked_at = 0.0
