@@ -1,11 +1,14 @@
 """A delivery server that cannot be used: its mail goes out through the fallback, composed for it, once each, and home again (row 18)."""
 
 import asyncio
+import base64
 import json
 import socket
 from collections import Counter
 
 from store.postgres import Pool
+from tests.engine.test_eight_bit import made_again
+from tests.engine.test_signed_mail import SECRET
 from tests.faults.peers import sentences
 from tests.machine import Machine, campaign_state, until
 from tests.peers import Peer
@@ -54,6 +57,7 @@ async def test_what_waits_for_a_dead_server_goes_out_through_its_fallback_and_la
     machine: Machine, pool: Pool
 ) -> None:
     port = free_port()
+    machine.environment["SLUICE_SECRETS__KEY"] = SECRET
     async with Peer() as spare:
         await machine.engine()
         campaign = await seed.campaign(pool, recipients=1200, port=port)
@@ -63,6 +67,10 @@ async def test_what_waits_for_a_dead_server_goes_out_through_its_fallback_and_la
         assert await servers_of(pool, campaign) == {("d", second): 1200}
         assert set(Counter(message.rcpt for message in spare.accepted).values()) == {1}
         assert {message.mail_from.rpartition("@")[2] for message in spare.accepted} == {"spare.sender.example"}, "composed for the fallback"
+        for number in (1, 1200):
+            made = await made_again(pool, campaign, number)
+            [sent] = [message for message in spare.accepted if message.rcpt == made.recipient]
+            assert base64.b64decode(made.message) == sent.content, "made again as it was composed for the fallback"
         state, sentence = (await sentences(pool, machine.environment["SLUICE_REDIS_URL"]))["relay"]
         assert state == "failing"
         assert "go out through spare (1200 so far)" in sentence
