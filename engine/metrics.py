@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from domain.errors import ConfigurationError
 from engine.egress_path import EgressPath
 from engine.feeder import Feeder
 from engine.intake import Intake
@@ -136,7 +137,10 @@ def serve(
     port: int, turn: Turn, paths: dict[int, EgressPath], watchdog: Watchdog, ledger: Ledger, journal: Journal,
     trouble: Callable[[], list[str]],
 ) -> None:  # fmt: skip
-    """Answer Prometheus on loopback, in a thread of the client library's."""
+    """Answer Prometheus on loopback, in a thread of the client library's. Raises ConfigurationError when the port is taken."""
     registry = CollectorRegistry()
     registry.register(EngineCollector(turn, paths, watchdog, ledger, journal, trouble))
-    start_http_server(port, addr="127.0.0.1", registry=registry)
+    try:
+        start_http_server(port, addr="127.0.0.1", registry=registry)
+    except OSError as failure:
+        raise ConfigurationError([f"engine.metrics_port: cannot listen on 127.0.0.1:{port}: {failure.strerror or failure}"]) from failure

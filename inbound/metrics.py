@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as Metrics
 
+from domain.errors import ConfigurationError
 from inbound.mailboxes import Collector
 from inbound.unsubscribe_copies import UnsubscribeCopies
 from inbound.worker import Worker
@@ -87,7 +88,10 @@ class InboundCollector(Metrics):
 
 
 def serve(port: int, worker: Worker, visits: Visits, requests: Visits, copies: UnsubscribeCopies) -> None:
-    """Answer Prometheus on loopback, in a thread of the client library's."""
+    """Answer Prometheus on loopback, in a thread of the client library's. Raises ConfigurationError when the port is taken."""
     registry = CollectorRegistry()
     registry.register(InboundCollector(worker, visits, requests, copies))
-    start_http_server(port, addr="127.0.0.1", registry=registry)
+    try:
+        start_http_server(port, addr="127.0.0.1", registry=registry)
+    except OSError as failure:
+        raise ConfigurationError([f"inbound.metrics_port: cannot listen on 127.0.0.1:{port}: {failure.strerror or failure}"]) from failure

@@ -23,6 +23,8 @@ from store import bounces, status
 from store.postgres import Pool
 from store.tracking import Visit
 from tests.inbound.conftest import World
+from tests.inbound.test_unsubscribe_copies import Receiver, left
+from tests.inbound.test_unsubscribe_copies import receiver as receiver
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,14 +160,16 @@ async def test_kill_9_between_the_answer_and_the_store_loses_no_unsubscribe_and_
             await killed(process)
 
 
-async def test_a_port_that_is_taken_is_named(tmp_path: Path, fresh_database_url: str, redis_url: str) -> None:
+@pytest.mark.parametrize("name", ["smtp_port", "metrics_port"])
+async def test_a_port_that_is_taken_is_named(tmp_path: Path, fresh_database_url: str, redis_url: str, name: str) -> None:
     taken = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
-    process = await start(tmp_path, fresh_database_url, redis_url, SLUICE_INBOUND_SMTP_PORT=str(port))
+    settings = {f"SLUICE_INBOUND_{name.upper()}": str(port)}
+    process = await start(tmp_path, fresh_database_url, redis_url, stderr=asyncio.subprocess.PIPE, **settings)
     try:
         _, errors = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 2
-        assert f"inbound.smtp_port: cannot listen on 127.0.0.1:{port}" in errors.decode()
+        assert f"inbound.{name}: cannot listen on 127.0.0.1:{port}" in errors.decode()
     finally:
         taken.close()
 
@@ -246,6 +250,35 @@ async def test_lost_visits_are_in_the_status_and_in_the_metrics(
         writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert b"\nsluice_visits_lost_total 0.0\n" in await reader.read()
         writer.close()
+    finally:
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
+async def test_the_process_posts_copies_of_unsubscribes_and_counts_them(
+    tmp_path: Path, fresh_database_url: str, redis_url: str, pool: Pool, world: World, receiver: Receiver
+) -> None:
+    port = free_port()
+    await left(pool, world, receiver.url)  # by another process
+    process = await start(
+        tmp_path, fresh_database_url, redis_url, SLUICE_INBOUND_METRICS_PORT=str(port), SLUICE_MAIL_LIST_UNSUBSCRIBE_TO=receiver.url
+    )
+    try:
+        places = await ready(process)
+        assert (await post(places["http"], f"/u/{world.token}")).startswith(b"HTTP/1.1 200")
+        async with asyncio.timeout(60):
+            while len(receiver.requests) < 2:
+                await asyncio.sleep(0.05)
+        assert len({each.headers["webhook-id"] for each in receiver.requests}) == 2
+        await until(pool, "select count(*) = 0 from unsubscribe_copies")
+        found = b""
+        async with asyncio.timeout(60):
+            while b'\nsluice_unsubscribe_copies{state="given_up"} 0.0\n' not in found:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+                found = await reader.read()
+                writer.close()
+                await asyncio.sleep(0.2)
     finally:
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 60) == 0
