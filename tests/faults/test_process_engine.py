@@ -98,17 +98,22 @@ async def test_a_stopped_feeder_is_replaced(machine: Machine, pool: Pool) -> Non
 
 
 async def test_sigterm_under_load_ends_soon_without_a_duplicate(machine: Machine, pool: Pool) -> None:
-    campaign = await load.start(machine, pool, recipients=8000, rate=700)
+    campaign = await load.start(machine, pool, recipients=6000, rate=100)  # not done before the third has come and gone
     await machine.engine(9, **load.SMALL_BATCHES)
     for turn in range(3):
         engine = await machine.engine(turn, **load.SMALL_BATCHES)
-        await campaign.goes_on(messages=300)
+        await campaign.goes_on(messages=100)
         begun = time.monotonic()
         assert await engine.stop() == 0, machine.words()
         assert time.monotonic() - begun < 10.0
+    assert await campaign.accepted() < campaign.recipients, "all of them had something to leave"
+    await campaign.hurry()
     await campaign.reconcile()
-    left = [path.name for path in (machine.directory / "journal").iterdir()]
-    assert [name for name in left if ".9." not in name] == [], "a journal that was not carried over"
+
+    async def carried_over() -> bool:
+        return all(".9." in path.name for path in (machine.directory / "journal").iterdir())
+
+    await until(carried_over, "every journal but the living engine's is carried over", 10.0, machine)
 
 
 async def test_sigterm_with_peers_that_never_answer_ends_at_the_limit(machine: Machine, pool: Pool) -> None:
@@ -118,14 +123,13 @@ async def test_sigterm_with_peers_that_never_answer_ends_at_the_limit(machine: M
     engine = await machine.engine(0, SLUICE_ENGINE__DRAIN_TIMEOUT_SECONDS="2")
 
     async def all_hang() -> bool:
-        return bool((await machine.sink_json("/api/v1/counters"))["connections"]["now"] >= 2)
+        return bool((await machine.sink_json("/api/v1/counters"))["verdicts"]["hung"] >= 2)
 
     await until(all_hang, "connections wait for the reply to their final dot", 30.0, machine)
-    await asyncio.sleep(1.0)
     begun = time.monotonic()
     assert await engine.stop() == 0, machine.words()
     took = time.monotonic() - begun
-    assert 1.5 < took < 2.0 + 2.0 + 1.0
+    assert 1.5 < took < 20.0, "about three seconds; without a limit it would be the ten minutes a final dot may take"
     assert await pool.fetchval("select count(*) from batches where owner is not null") == 0
     kinds = await pool.fetch("select kind::text, count(*) from accounting where campaign_id = $1 group by 1", campaign.campaign)
     assert {row[0] for row in kinds} == {"u", "t"}, "cut connections are uncertain, never refused"
@@ -188,11 +192,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_nothing_is_sent_while_the_journal_has_no_room(machine: Machine, pool: Pool, small_disk: Path) -> None:
-    campaign = await load.start(machine, pool, recipients=8000, rate=1500)
+    campaign = await load.start(machine, pool, recipients=8000, rate=500)
     engine = await machine.engine(
         0, SLUICE_JOURNAL__DIRECTORY=str(small_disk / "journal"), SLUICE_JOURNAL__SEGMENT_BYTES="1048576", **load.SMALL_BATCHES
     )
-    await campaign.begun(1500)
+    await campaign.begun(500)
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -210,6 +214,7 @@ async def test_nothing_is_sent_while_the_journal_has_no_room(machine: Machine, p
     assert engine.process.returncode is None, machine.words()
     filler.unlink()
     await campaign.goes_on(messages=100)
+    await campaign.hurry()
     await campaign.reconcile()
 
 

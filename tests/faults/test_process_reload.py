@@ -86,7 +86,12 @@ async def test_a_change_reaches_running_engines_at_once_and_a_bad_one_is_refused
         await pool.execute("update egress_version set version = version + 1")
 
         await client.ok("PATCH", server, json={"enabled": False})
-        await asyncio.sleep(1.5)
+
+        async def switched_off() -> bool:
+            state, _ = (await sentences(pool, machine.environment["SLUICE_REDIS_URL"])).get("relay", ("", ""))
+            return state == "disabled" and second.open == 0
+
+        await until(switched_off, "the server is switched off and its connections are closed", 10.0, machine)
         before = len(second.accepted)
         await asyncio.sleep(1.0)
         assert len(second.accepted) == before

@@ -29,16 +29,31 @@ async def test_a_dead_and_a_silent_engine_are_told_from_one_that_lives(machine: 
 
     await until(all_run, "three engines run", 10.0, machine)
     dead.kill(signal.SIGKILL)
-    silent.kill(signal.SIGSTOP)
-
-    async def told() -> bool:
-        found = await states()
-        return found.get(living.ready["id"]) == "running" and dead.ready["id"] not in found and found.get(silent.ready["id"]) == "silent"
-
     killed = time.monotonic()
-    await until(told, "the dead one is gone, the stopped one is called silent", 4.9, machine)
-    assert time.monotonic() - killed < 4.9
-    assert any("it has said nothing for" in sentence for sentence in (await status.gather(pool, redis)).trouble)
+
+    async def dead_is_gone() -> bool:
+        found = await states()
+        return dead.ready["id"] not in found and found.get(living.ready["id"]) == "running"
+
+    await until(dead_is_gone, "the dead one is gone, the others are not", 5.0, machine)
+    assert time.monotonic() - killed < 10.0, "its last word lives for five seconds"
+
+    async def silent_or_forgotten() -> status.Status | None:
+        found = await status.gather(pool, redis)
+        return None if any((engine.id, engine.state) == (silent.ready["id"], "running") for engine in found.engines) else found
+
+    async def runs_again() -> bool:
+        return (await states()).get(silent.ready["id"]) == "running"
+
+    for _ in range(5):  # it is called silent for two seconds, until its last word is forgotten: a busy machine may look too late
+        silent.kill(signal.SIGSTOP)
+        found: status.Status = await until(silent_or_forgotten, "the stopped one is not called running", 5.0, machine)
+        if found.engines[-1].id == silent.ready["id"]:
+            break
+        silent.kill(signal.SIGCONT)
+        await until(runs_again, "it runs again", 5.0, machine)
+    assert {engine.id: engine.state for engine in found.engines} == {living.ready["id"]: "running", silent.ready["id"]: "silent"}
+    assert any("it has said nothing for" in sentence for sentence in found.trouble)
 
 
 @pytest.mark.slow

@@ -80,10 +80,12 @@ async def fresh(url: str) -> AsyncIterator[Pool]:
 )
 async def test_postgresql_stops_at_once_and_comes_back(machine: Machine, pool: Pool, server: Postgres, url: str, seconds: float) -> None:
     campaign = await load.start(machine, pool, recipients=6000, rate=1000)
-    engines = [await machine.engine(0, **load.SHORT_LEASES), await machine.engine(1, **load.SHORT_LEASES)]
+    # Long enough to send on for a while after the stop, also on a slow machine, and to end before PostgreSQL is back
+    leases = {**load.SHORT_LEASES, "SLUICE_ENGINE__LEASE_SECONDS": "7"}
+    engines = [await machine.engine(0, **leases), await machine.engine(1, **leases)]
     await campaign.begun(1000)
     await server.end(signal.SIGQUIT)  # immediate: no commit that is on its way is answered
-    await campaign.goes_on(messages=300)
+    await campaign.goes_on(messages=200)
     await asyncio.sleep(seconds)
     await server.start()
     async with fresh(url) as campaign.pool:
@@ -183,9 +185,11 @@ async def test_an_engine_that_is_started_while_both_stores_are_away_begins_when_
     campaign = await load.start(machine, pool, recipients=500)
     await server.end(signal.SIGINT)
     starting = asyncio.create_task(machine.engine(0))
-    await asyncio.sleep(2.0)
+    log = machine.directory / "engine0.log"
+    async with asyncio.timeout(60):
+        while not (log.exists() and "waiting: PostgreSQL" in log.read_text()):
+            await asyncio.sleep(0.05)
     assert not starting.done()
-    assert "waiting: PostgreSQL" in (machine.directory / "engine0.log").read_text()
     await server.start()
     await starting
     async with fresh(url) as campaign.pool:
