@@ -290,7 +290,9 @@ def make_certificate(name: str, days: int) -> tuple[bytes, bytes]:
 def parser() -> argparse.ArgumentParser:
     """The options of `python -m bench.sink`; `sluice sink` hands the same ones on."""
     defaults = SinkOptions()
-    made = argparse.ArgumentParser(prog="sluice sink", description="Takes all mail, answers as scripted, shows what came.")
+    made = argparse.ArgumentParser(
+        prog="sluice sink", usage="%(prog)s [options]", description="Takes all mail, answers as scripted, shows what came."
+    )
     add = made.add_argument
     add("--host", default=defaults.host, help="address to listen on (%(default)s); 0.0.0.0 shows the mail to the whole network")
     add("--port", type=_port, default=defaults.port, help="SMTP port (%(default)s); 0 = any free one")
@@ -438,7 +440,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(error.problems), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"the sink cannot listen on {parsed.host}: {error}", file=sys.stderr)
+        why = os.strerror(error.errno) if error.errno else str(error)
+        ports = f"ports {parsed.port} and {parsed.http_port} of {parsed.host}"
+        print(f"the sink cannot listen on {ports}: {why}; stop what uses them, or choose with --port and --http-port", file=sys.stderr)
         return 1
     return 0
 

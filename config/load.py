@@ -97,8 +97,7 @@ class _Reader:
             section, _, key = variable.removeprefix("SLUICE_").lower().partition("_")
             key = key.removeprefix("_")
             if section not in self._sections or not key:
-                known = [f"SLUICE_{name.upper()}__KEY" for name in self._sections]
-                self.problems.append(f"{variable} (environment): no such setting; variables are {', '.join(known)}")
+                self.problems.append(f"{variable} (environment): no such setting; {self._variable_like(variable)}")
                 continue
             place = f"{variable} (environment)"
             if _CONTROL_CHARACTER.search(value):
@@ -109,6 +108,15 @@ class _Reader:
             if field is not None and _is_list(field.type):
                 given = [part.strip() for part in value.split(",") if part.strip()]
             self._take(section, key, given, place, strict=False)
+
+    def _variable_like(self, variable: str) -> str:
+        """What was probably meant: the key with its section left out, or the most alike."""
+        known = {f"{section.upper()}__{key.upper()}": key.upper() for section, keys in self._sections.items() for key in keys}
+        wanted = variable.removeprefix("SLUICE_").strip("_")
+        meant = [name for name, key in known.items() if key == wanted] or difflib.get_close_matches(wanted, list(known), 1, 0.75)
+        if meant:
+            return f"did you mean SLUICE_{' or SLUICE_'.join(meant)}?"
+        return f"variables are SLUICE_SECTION__KEY, and sections are {', '.join(section.upper() for section in self._sections)}"
 
     def _take(self, section: str, key: str, value: Any, place: str, *, strict: bool) -> None:
         name = f"{section}.{key}"
@@ -221,6 +229,8 @@ def _contradictions(settings: Settings) -> list[tuple[str, str]]:
         found.append(("journal.disk_budget_bytes", f"must hold at least two segments of {journal.segment_bytes} bytes"))
     if not re.fullmatch(r"[A-Za-z0-9._-]{0,200}", settings.node.name):
         found.append(("node.name", "must be letters, digits, dots, dashes and underscores"))
+    if settings.node.state_directory and not settings.node.state_directory.startswith(("/", "~")):
+        found.append(("node.state_directory", "must begin with / or ~: every process would take another place for it"))
     if settings.secrets.key and not re.fullmatch(r"[0-9a-fA-F]{64}", settings.secrets.key):
         found.append(("secrets.key", f"must be 64 hexadecimal digits, but has {len(settings.secrets.key)} characters or others among them"))
     if control.admin_key and len(control.admin_key) < MINIMUM_ADMIN_KEY_CHARACTERS:
@@ -228,7 +238,7 @@ def _contradictions(settings: Settings) -> list[tuple[str, str]]:
     if control.admin_key and not re.fullmatch(r"[!-~]+", control.admin_key):
         found.append(("control.admin_key", "must be printable ASCII without spaces, because it travels in a header"))
     found += _url_problem("database.url", settings.database.url, DATABASE_SCHEMES)
-    found += _url_problem("redis.url", settings.redis.url, REDIS_SCHEMES)
+    found += _redis_problem(settings.redis.url)
     found += _url_problem("inbound.public_url", inbound.public_url, ("http", "https"), embedded=False)
     if not settings.accounting.records:
         found.append(("accounting.records", "must name at least one of d, b, t"))
@@ -342,6 +352,16 @@ def _url_problem(name: str, url: str, schemes: tuple[str, ...], *, embedded: boo
         return [(name, f"must be {allowed}")]
     if port == 0 or (parts.scheme in ("http", "https", "rediss", "redis+cluster") and not parts.hostname):
         return [(name, "names no host or port 0")]
+    return []
+
+
+def _redis_problem(url: str) -> list[tuple[str, str]]:
+    if found := _url_problem("redis.url", url, REDIS_SCHEMES):
+        return found
+    parts = urlsplit(url)
+    # The client reads what is no number as database 0
+    if parts.scheme in ("redis", "rediss") and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+        return [("redis.url", "names its database by a number, such as redis://host:6379/0")]
     return []
 
 

@@ -79,24 +79,28 @@ def _tables(found: "Status") -> list[tuple[str, tuple[str, ...], list[tuple[obje
 @click.command("top", epilog=EPILOG)
 @click.option("--interval", type=click.FloatRange(0.2, 60.0), default=1.0, show_default=True, help="Seconds between two looks.")
 @click.option("--count", type=click.IntRange(1), help="Stop after that many looks. Default: until Ctrl-C.")
-def top(interval: float, count: int | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Write all that `status --json` writes, one line per look.")
+def top(interval: float, count: int | None, as_json: bool) -> None:
     """Watch it live.
 
     Rates, connections, queues and deferrals per delivery server; engines; progress of campaigns. At a terminal it redraws in place;
     elsewhere it writes one line per look.
     """
-    with_stores(lambda stores: _watch(stores, interval, count))
+    with_stores(lambda stores: _watch(stores, interval, count, as_json))
 
 
-async def _watch(stores: Stores, interval: float, count: int | None) -> None:
+async def _watch(stores: Stores, interval: float, count: int | None, as_json: bool) -> None:
     import asyncio
+
+    from msgspec import json
 
     from store import status
 
     looks = 0
-    if not sys.stdout.isatty():
+    if as_json or not sys.stdout.isatty():
         while True:
-            click.echo(_line(await status.gather(stores.pool, stores.redis)))
+            found = await status.gather(stores.pool, stores.redis)
+            click.echo(json.encode(found).decode() if as_json else _line(found))
             looks += 1
             if looks == count:
                 return

@@ -4,6 +4,7 @@
 blame. What is not in the table is a bug of ours: it is logged, and answered 500 without details.
 """
 
+import difflib
 import logging
 import re
 from typing import Any
@@ -170,13 +171,18 @@ def field_error(key: str, message: str, kind: Any = None) -> FieldError:
     """msgspec's words in ours. `kind` is the type the whole was read as: what is allowed at `key` can then be named."""
     key = "" if key == "data" else key
     if unknown := _UNKNOWN_FIELD.search(message):
-        return FieldError(".".join(filter(None, (key, unknown[1]))), "there is no such field")
+        structs = [each for each in _types_at(kind, key) if isinstance(each, msgspec.inspect.StructType)]
+        known = [field.encode_name for each in structs for field in each.fields]
+        meant = difflib.get_close_matches(unknown[1], known, 1)
+        advice = f"; did you mean {meant[0]}?" if meant else ""
+        return FieldError(".".join(filter(None, (key, unknown[1]))), f"there is no such field{advice}")
     if missing := _MISSING_FIELD.search(message):
         return FieldError(".".join(filter(None, (key, missing[1]))), "is required")
     if message == "'data'":
         return FieldError("body", "is empty; send a JSON object")
     if refused := _NOT_ALLOWED.match(message):
-        allowed = ", ".join(map(str, _choices(kind, key)))
+        literals = [each for each in _types_at(kind, key) if isinstance(each, msgspec.inspect.LiteralType)]
+        allowed = ", ".join(str(value) for each in literals for value in each.values)
         return FieldError(key or "body", f"must be one of {allowed}, not {refused[1]:.80}" if allowed else f"may not be {refused[1]:.80}")
     reason = _EXPECTED.sub("must be ", message)
     for name, words in _NAMES.items():
@@ -184,8 +190,10 @@ def field_error(key: str, message: str, kind: Any = None) -> FieldError:
     return FieldError(key or "body", reason)
 
 
-def _choices(kind: Any, place: str) -> list[Any]:
-    """The values a Literal allows at `place` (`items[0].kind`) within the type `kind`; none where there is no Literal."""
+def _types_at(kind: Any, place: str) -> list[msgspec.inspect.Type]:
+    """What may stand at `place` (`items[0].kind`) of a value of the type `kind`, each alternative; nothing where that is not known."""
+    if kind is None:
+        return []
     try:
         at = [msgspec.inspect.type_info(kind)]
     except TypeError:
@@ -197,7 +205,7 @@ def _choices(kind: Any, place: str) -> list[Any]:
         elif step:
             at = [field.type for each in at if isinstance(each, msgspec.inspect.StructType) for field in each.fields
                   if field.encode_name == step]  # fmt: skip
-    return [value for each in at if isinstance(each, msgspec.inspect.LiteralType) for value in each.values]
+    return at
 
 
 def _alternatives(info: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from config.settings import Settings
+from control.cli_base import say
 from control.supervise import Child
 from domain.errors import Unavailable
 from store import embedded
 
 _OWNER_SECONDS: Final = 60.0
+_SAY_SECONDS: Final = 2.0  # a short command is gone before that
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,14 +81,17 @@ def own_stores(settings: Settings, state: Path) -> Iterator[embedded.Backends]:
     for. Raises Unavailable when somebody keeps them, and what `embedded.resolve` raises.
     """
     private = "embedded:" in (settings.database.url, settings.redis.url)
-    deadline = time.monotonic() + _OWNER_SECONDS
+    began, said = time.monotonic(), False
     while True:
         with embedded.resolve(settings.database.url, settings.redis.url, state) as backends:
             if backends.owned or not private:
                 yield backends
                 return
             chosen = backends.chosen
-        if time.monotonic() > deadline:
+        if time.monotonic() - began > _SAY_SECONDS and not said:
+            said = True
+            say(f"waiting up to {_OWNER_SECONDS:.0f} s: another process runs the stores in {state} (another `sluice up`?)")
+        if time.monotonic() - began > _OWNER_SECONDS:
             raise Unavailable(
                 f"another process keeps running the stores in {state} ({chosen}); stop it, or set another node.state_directory"
             )

@@ -4,7 +4,7 @@ import asyncio
 import signal
 from pathlib import Path
 
-from config.load import load, state_directory
+from config.load import admin_key_path, load, state_directory
 from config.settings import Settings
 from control import machine
 from control.cli_base import OK, say
@@ -51,6 +51,7 @@ async def _run(settings: Settings, config: Path | None, backends: embedded.Backe
     ready = starting.result()
     listening = [f"{name} {' '.join(words.values())}" for name, words in ready.items() if not name.startswith("engine")]
     say(f"ready: {engines} engine{'s' if engines > 1 else ''}, {', '.join(listening)}")
+    say(f"console: http://{ready['control'].get('http', '')}/ (the key to sign in: {admin_key_path(settings)})")
     if log is not None:
         say(f"logs: {log}")
     await stopped

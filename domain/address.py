@@ -74,6 +74,10 @@ def key(text: str, field: str = "email") -> str:
 
 def parse_domain(text: str, field: str) -> str:
     """Read a domain with at least one dot and return it as A-labels in lower case. Raises Invalid(field, reason)."""
+    if not text:
+        raise Invalid(field, "is empty; write a domain such as example.com")
+    if set(text) & set("@:/"):
+        raise Invalid(field, "must be a domain alone, such as example.com, without @, scheme, port or path", text)
     try:
         return _domain(text)[1]
     except ValueError as error:

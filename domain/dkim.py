@@ -79,7 +79,7 @@ def check_selector(selector: str, domain: str) -> str:
     """The selector in lower case. Raises Invalid."""
     selector = selector.lower()
     if not _selector(selector):
-        raise Invalid("selector", "must be letters, digits and hyphens, as in a host name", selector)
+        raise Invalid("selector", "must be letters, digits and hyphens, as in a host name, at most 63 between two dots", selector)
     if len(f"{selector}._domainkey.{domain}") > MAX_NAME:
         raise Invalid("selector", f"makes the name of the DNS record longer than {MAX_NAME} characters", selector)
     return selector

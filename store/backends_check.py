@@ -75,7 +75,7 @@ async def _ask_redis(url: str) -> tuple[str, tuple[int, int], str]:
         info: dict[str, Any] = await client.info()
     except (RedisError, OSError) as error:
         raise Unavailable(
-            f"Redis at {describe_redis(url)} is not available: {str(error) or type(error).__name__}; "
+            f"Redis at {describe_redis(url)} is not available: {str(error).rstrip('.') or type(error).__name__}; "
             "check that it runs and that redis.url names it"
         ) from error
     finally:

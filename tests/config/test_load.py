@@ -150,7 +150,11 @@ def test_a_bad_value_is_refused(tmp_path, text, reason):
     ("variable", "value", "reason"),
     [
         ("SLUICE_ENGINE__PROCESESS", "2", "engine.procesess: unknown key; did you mean processes?"),
-        ("SLUICE_NOTHING", "1", "no such setting"),
+        ("SLUICE_NOTHING", "1", "no such setting; variables are SLUICE_SECTION__KEY, and sections are NODE, DATABASE"),
+        ("SLUICE_DATABSE_URL", "x", "no such setting; did you mean SLUICE_DATABASE__URL?"),
+        ("SLUICE_STATE_DIRECTORY", "/srv", "no such setting; did you mean SLUICE_NODE__STATE_DIRECTORY?"),
+        ("SLUICE_NODE__STATE_DIRECTORY", "state", "must begin with / or ~"),
+        ("SLUICE_REDIS__URL", "redis://h:6379/main", "names its database by a number"),
         ("SLUICE_ENGINE", "1", "no such setting"),
         ("SLUICE_ENGINE__PROCESSES", "two", "must be a whole number from 0 to 256 (got 'two')"),
         ("SLUICE_NODE__NAME", "mx1\nroot", "control character"),

@@ -210,6 +210,8 @@ def test_top_writes_a_line_per_look_without_a_terminal(sluice: Sluice) -> None:
     assert done.returncode == 0
     assert [" messages_per_second=0.0 " in line for line in done.stdout.splitlines()] == [True, True]
     assert time.monotonic() - began < 30
+    (look,) = sluice("top", "--count", "1", "--json").stdout.splitlines()
+    assert json.loads(look)["engines"] == []
 
 
 @pytest.fixture
@@ -255,7 +257,9 @@ def test_a_delivery_server_is_added_tried_and_changed(sluice: Sluice, sink: str)
     ("words", "sentence"),
     [
         (("--host", "not a host"), "sluice: host: must be a host name or an IP address"),
-        (("--host", "x.example", "--limit", "max_conections=3"), "sluice: limits.max_conections: there is no such field"),
+        (("--host", "x.example", "--limit", "max_conections=3"),
+         "sluice: limits.max_conections: there is no such field; did you mean max_connections?"),
+        (("--host", "x.example", "--link-domain", "http://x.example/"), "sluice: link_domain: must be a domain alone"),
         (("--host", "x.example", "--limit", "bdat_window=many"), "sluice: limits.bdat_window: must be "),
         (("--host", "x.example", "--username", "me"), "sluice: password: user name and password belong together"),
     ],

@@ -14,6 +14,7 @@ from control.openapi import finished
 from store import batch_queue, redis_keys
 from store.postgres import Pool
 from tests.control.conftest import Client
+from tests.control.test_campaigns import draft
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
 
@@ -66,6 +67,15 @@ async def test_status_shows_what_engines_say_of_delivery_servers(ada: Client, ad
     assert (shown["connections"], shown["delivered"], shown["queued_batches"]) == (4, 10, 2)
     assert status["trouble"] == ["delivery server relay: refused the user name or password"]
     assert [engine["id"] for engine in (await admin.ok("GET", "/status"))["engines"]] == ["n.1", "n.2"]
+
+
+async def test_a_campaign_that_waits_for_a_server_that_is_switched_off_is_trouble(ada: Client) -> None:
+    made = await draft(ada)
+    await ada.ok("POST", f"/campaigns/{made['id']}/start")
+    said = "campaign c: waits for delivery server c, which is switched off"
+    assert said not in (await ada.ok("GET", "/status"))["trouble"]
+    await ada.ok("PATCH", f"/delivery-servers/{made['delivery_server_id']}", json={"enabled": False})
+    assert said in (await ada.ok("GET", "/status"))["trouble"]
 
 
 async def test_status_says_what_an_inbound_process_has_lost_and_to_operators_only(

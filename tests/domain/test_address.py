@@ -109,3 +109,10 @@ def test_a_domain_alone() -> None:
     for text in ("", "localhost", "https://x.example", "x.example/path", "x.example:80", "a@x.example"):
         with pytest.raises(Invalid, match="link_domain"):
             parse_domain(text, "link_domain")
+
+
+@pytest.mark.parametrize(("text", "reason"), [("", "is empty"), ("a@b.example", "a domain alone"), ("https://b.example", "a domain alone")])
+def test_what_stands_for_a_domain_and_is_none_is_not_called_an_address(text: str, reason: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        parse_domain(text, "domain")
+    assert reason in refused.value.reason
