@@ -252,12 +252,16 @@ class Intake:
         if loaded is None:
             return None
         content, priority_class = loaded
-        version = path.server.version if path else 0
+        server = path.server if path is not None else None
+        version = server.version if server is not None else 0
         campaign = LiveCampaign(campaign_id, content.user_id, content.list_id, priority_class, content.version, content.queued_at, version)
-        if path is not None:
+        if server is not None:
             try:
-                signer = await self.signing.signer(content, path.server)
-                campaign.compiled = compiled(content, path.server, self._keyring, self._public_url, signer, self._mail)
+                # In a thread: a large template takes seconds, and nobody else's connections are to stand still for it
+                made = await asyncio.to_thread(compiled, content, server, self._keyring, self._public_url, None, self._mail)
+                # Nothing is awaited between this answer and `self.campaigns`, where a change of keys finds it
+                made.signer = await self.signing.signer(content, server)
+                campaign.compiled = made
             except Invalid as refusal:
                 campaign.refusal = refusal
                 log.error("campaign content refused", campaign=campaign_id, reason=str(refusal))

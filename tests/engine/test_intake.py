@@ -3,17 +3,22 @@
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from compose.campaign import CompiledCampaign
+from compose.raw import RawMessage, compiled
 from config.keys import load_keyring
 from config.load import load
 from domain.campaign import Batch
 from domain.egress import DeliveryServer
+from engine import intake
 from engine.egress_path import EgressPath
 from engine.held import HeldBatch
 from engine.intake import Intake
@@ -104,6 +109,20 @@ async def test_a_campaign_that_nobody_can_read_costs_nobody_but_itself(pool: Poo
     await pool.execute("update campaigns set headers = '[]'")
     await parts.hold(await announced(pool), seconds=LEASE_SECONDS)
     assert parts.intake.uncompiled == []
+
+
+async def test_a_large_template_is_not_compiled_in_the_loop_that_sends(pool: Pool, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(*arguments: Any) -> CompiledCampaign | RawMessage:
+        threads.append(threading.current_thread())
+        return compiled(*arguments)
+
+    monkeypatch.setattr(intake, "compiled", noting)
+    held = await parts.hold(await announced(pool), seconds=LEASE_SECONDS)
+    assert held.campaign.refusal is not None or held.campaign.compiled is not None
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_a_batch_that_is_being_handed_back_is_not_sent_on_when_its_extension_is_confirmed_late(pool: Pool, parts: Parts) -> None:
