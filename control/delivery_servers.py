@@ -32,7 +32,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "limits.max_connections": (0, 10_000, "0 pauses the server"),
     "limits.max_messages_per_second": (0, 1_000_000, "0 means no limit"),
     "limits.max_messages_per_connection": (0, 1_000_000, "0 means no limit"),
-    "limits.bdat_window": (1, 64, "it bounds how many messages can be sent twice when a connection is lost"),
+    "limits.bdat_window": (1, 50, "it bounds how many messages can be sent twice when a connection is lost"),
     "limits.final_dot_timeout_seconds": (60, 3600, "shorter ones make servers deliver twice, RFC 5321 4.5.3.2.6"),
     "limits.command_timeout_seconds": (1, 3600, ""),
     "limits.retry_growth": (1, 100, "1 means that the last wait of the schedule repeats"),

@@ -108,7 +108,7 @@ class MessageCreate(MessageContent, frozen=True, kw_only=True, forbid_unknown_fi
 class MessageShown(msgspec.Struct, frozen=True, kw_only=True):
     """A message and how many of its recipients are in each state.
 
-    Accounting and webhooks name its recipients by `campaign_id`, the message stream, and the numbers from `first_number` on.
+    Accounting files name its recipients by `campaign_id`, the message stream, and the numbers from `first_number` on.
     """
 
     id: int

@@ -88,6 +88,7 @@ BAD: list[tuple[str, object]] = [
     ("limits.max_messages_per_second", 1e12),
     ("limits.final_dot_timeout_seconds", 59),
     ("limits.bdat_window", 0),
+    ("limits.bdat_window", 51),
     ("limits.retry_schedule_seconds", []),
     ("limits.retry_growth", 0.5),
     ("limits.retry_longest_seconds", 0),
