@@ -18,6 +18,7 @@ from bench.bench_smtp_protocol import sans_io
 from bench.measure import Row
 from domain.campaign import Batch
 from domain.errors import Invalid
+from ext.recipient_rows import RecipientRows
 from store import batch_queue, feed, postgres
 
 GROUP: Final = 16
@@ -125,7 +126,9 @@ def stores(messages: int, redis_url: str, database_url: str, runs: int) -> list[
         async with pool.acquire() as connection:
             announcement = feed.Announcement(campaign, 1, 1, 1, BATCH, None, datetime.now(UTC), None, BitString.from_int(0, BATCH))
             for _ in range(len(batches)):
-                await feed.recipients_of(connection, announcement)
+                rows = RecipientRows(announcement.done.bytes, 1)
+                await feed.copy_recipients(connection, announcement, rows.feed_copy)
+                rows.packed()
         await pool.close()
 
     name = "PostgreSQL: read recipients for a batch"

@@ -94,7 +94,7 @@ cdef class RecipientRows:
         if size < 26:
             return 0
         email = <Py_ssize_t>_number(row + 22, 4)
-        if _number(row, 2) != 4 or _number(row + 2, 4) != 4 or _number(row + 10, 4) != 8 or email < 0 or email > 65535:
+        if _number(row, 2) != 4 or _number(row + 2, 4) != 4 or _number(row + 10, 4) != 8 or email < 0:
             self.broken = True
             return 0
         at = 26 + email
@@ -118,7 +118,7 @@ cdef class RecipientRows:
             self.out.used += 1
             _put_number(&self.out, 0xD2, <uint64_t>number, 4)  # int 32
             _put_number(&self.out, 0xD3, <uint64_t>_number(row + 14, 8), 8)  # int 64
-            _put_number(&self.out, 0xDA, <uint64_t>email, 2)  # str 16
+            _put_number(&self.out, 0xDB, <uint64_t>email, 4)  # str 32
             put(&self.out, row + 26, email)
             _put_number(&self.out, 0xC6, <uint64_t>data, 4)  # bin 32
             put(&self.out, row + at + 4, data)

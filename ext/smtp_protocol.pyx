@@ -197,17 +197,22 @@ cdef class SmtpProtocol:
 
     cdef bytes whole(self, bytes commands):
         """What the last `commands` gave, with the contents in their places."""
-        cdef list pieces
-        cdef Py_ssize_t i, at = 0
+        cdef Py_ssize_t i, at = 0, size = PyBytes_GET_SIZE(commands)
+        cdef const char *start = PyBytes_AS_STRING(commands)
+        cdef bytes content, out
+        cdef char *end
         if not self.contents:
             return commands
-        pieces = []
+        for content in self.contents:
+            size += PyBytes_GET_SIZE(content)
+        out = PyBytes_FromStringAndSize(NULL, size)
+        end = PyBytes_AS_STRING(out)
         for i in range(len(self.contents)):
-            pieces.append(commands[at:self.places[i]])
-            pieces.append(self.contents[i])
+            end = _put(end, start + at, self.places[i] - at)
+            end = _put_bytes(end, <bytes> self.contents[i])
             at = self.places[i]
-        pieces.append(commands[at:])
-        return b"".join(pieces)
+        _put(end, start + at, PyBytes_GET_SIZE(commands) - at)
+        return out
 
     cdef bytes commands(self):
         """The commands of everything that may be written now, or None. What is returned counts as written.

@@ -44,6 +44,13 @@ def test_those_that_are_not_done_are_packed_with_their_positions(
     assert taken(rows) == [Recipient(first + i, *people[i]) for i in left]
 
 
+def test_an_address_of_any_length_gets_through() -> None:
+    people = [(1, 7, "a" * 100_000, b"x" * 200_000), (2, 8, "", b"")]
+    rows = RecipientRows(b"\0", 1)
+    rows.feed_copy(HEAD + b"".join(row(*person) for person in people) + END)
+    assert taken(rows) == [Recipient(*person) for person in people]
+
+
 @pytest.mark.parametrize(
     "copy",
     [
