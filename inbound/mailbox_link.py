@@ -141,17 +141,19 @@ class Link:
 def password_of(mailbox: Mailbox) -> str:
     """The password, from where the settings say it is. Raises ConfigurationError, which names the place and never the value."""
     if mailbox.password_env:
-        found = os.environ.get(mailbox.password_env, "")
+        place, found = f"the variable {mailbox.password_env}", os.environ.get(mailbox.password_env, "")
         if not found:
-            raise ConfigurationError([f"inbound.mailboxes: {mailbox.name}: the variable {mailbox.password_env} is not set"])
-        return found
-    try:
-        found = Path(mailbox.password_file).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as failure:
-        reason = getattr(failure, "strerror", None) or "not UTF-8 text"
-        raise ConfigurationError([f"inbound.mailboxes: {mailbox.name}: cannot read {mailbox.password_file}: {reason}"]) from failure
+            raise ConfigurationError([f"inbound.mailboxes: {mailbox.name}: {place} is not set"])
+    else:
+        place = mailbox.password_file
+        try:
+            found = Path(mailbox.password_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as failure:
+            reason = getattr(failure, "strerror", None) or "not UTF-8 text"
+            raise ConfigurationError([f"inbound.mailboxes: {mailbox.name}: cannot read {mailbox.password_file}: {reason}"]) from failure
+    found = found.rstrip("\r\n")
     if not found or "\n" in found or "\r" in found or "\0" in found:
-        raise ConfigurationError([f"inbound.mailboxes: {mailbox.name}: {mailbox.password_file} must hold the password in one line"])
+        raise ConfigurationError([f"inbound.mailboxes: {mailbox.name}: {place} must hold the password in one line"])
     return found
 
 

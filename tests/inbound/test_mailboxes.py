@@ -268,6 +268,9 @@ def test_a_password_that_is_not_there_stops_the_start(tmp_path: Path, monkeypatc
             password_of(parse(f"imaps://u@h?{place}"))
     monkeypatch.setenv("BOUNCE_PASSWORD", PASSWORD)
     assert password_of(parse("imaps://u@h?password_env=BOUNCE_PASSWORD")) == PASSWORD
+    monkeypatch.setenv("BOUNCE_PASSWORD", f"{PASSWORD}\r\nQUIT")
+    with pytest.raises(ConfigurationError, match="the variable BOUNCE_PASSWORD must hold the password in one line"):
+        password_of(parse("imaps://u@h?password_env=BOUNCE_PASSWORD"))
 
 
 # --- Dovecot ----------------------------------------------------------------------------------------------------------------
