@@ -264,7 +264,7 @@ async def test_what_was_refused_while_sending_has_the_same_consequences(office: 
 
 
 async def test_mail_that_takes_too_much_is_kept_flagged_and_sent_to_the_administrator(pool: Pool, world: World) -> None:
-    triage = TriageProcess(cpu_seconds=0.015)
+    triage = TriageProcess(cpu_seconds=0.008)  # an ordinary mail takes one millisecond, the slow one forty
     office = Office(pool, world, Rules(), triage, admin_address="root@mailer.example")
     slow = mails.soup(recipients=2000)
     try:
