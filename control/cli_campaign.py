@@ -238,7 +238,7 @@ def campaign_show(campaign_id: int, as_json: bool) -> None:
         table("attachments", (">id", "name", "type", "content id", ">bytes"),
               ((each.id, each.filename, each.content_type, each.content_id, each.size) for each in files))  # fmt: skip
     facts((name, getattr(progress, name)) for name in progress.__struct_fields__
-          if name not in found.__struct_fields__ or name == "recipients")  # fmt: skip
+          if getattr(progress, name) is not None and (name not in found.__struct_fields__ or name == "recipients"))  # fmt: skip
 
 
 @campaign_group.command("list", epilog=EPILOG)

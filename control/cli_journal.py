@@ -6,7 +6,7 @@ from typing import Final
 from control.cli_base import EPILOG, become, click, json_option
 
 
-@click.group("journal")
+@click.group("journal", epilog=EPILOG)
 def journal() -> None:
     """Look into journals, or hand a dead engine's to this node."""
 

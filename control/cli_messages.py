@@ -82,7 +82,7 @@ def message_send(
     if as_json:
         write_json(made)
     else:
-        click.echo(f"message {made.id} taken for {made.recipients:,} recipients")
+        click.echo(f"message {made.id} taken for {made.recipients:,} recipient{'' if made.recipients == 1 else 's'}")
         say(f"`sluice message show {made.id}` tells what became of it")
 
 
