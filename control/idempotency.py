@@ -2,7 +2,8 @@
 
 Same key and same request: the first answer with `Idempotent-Replayed: true`, for 24 hours. Same key, other request: 422. The
 first still under way: 409; it stays 409 when the process died in the middle, because nobody knows then what happened.
-Answers of 400 and above had no effect and are not kept. A streamed import is compared by path, type and length, not content.
+Answers of 400 to 499 had no effect and are not kept. After one of 500 and above nobody knows (the connection to PostgreSQL may have
+been lost behind the COMMIT), so the key stays in doubt: 409. A streamed import is compared by path, type and length, not content.
 """
 
 import asyncio
@@ -106,7 +107,7 @@ class Idempotency:
                 if status < 400:
                     sealed = self._keyring.seal(msgspec.msgpack.encode(_answer(messages)), _context(user_id, key))
                     await idempotency.settle(conn, user_id, key, status, sealed)
-                else:
+                elif status < 500:
                     await idempotency.release(conn, user_id, key)
         except Exception as error:
             if of_exception(error) is None:

@@ -38,17 +38,15 @@ class LiveCampaign:
         "server_version",
         "state",
         "user_id",
-        "version",
     )
 
     def __init__(
-        self, campaign_id: int, user_id: int, list_id: int, priority_class: str, version: int, queued_at: float, server_version: int
+        self, campaign_id: int, user_id: int, list_id: int, priority_class: str, queued_at: float, server_version: int
     ) -> None:
         self.id = campaign_id
         self.user_id = user_id
         self.list_id = list_id
         self.priority_class = priority_class
-        self.version = version
         self.queued_at_us = int(queued_at * 1e6)
         self.server_version = server_version  # MFROM, link domain and From rules are compiled in
         self.state = states.RUNNING
@@ -58,7 +56,7 @@ class LiveCampaign:
 
     def queued(self, at: float) -> "LiveCampaign":
         """The same content for one batch of a message stream, whose recipients were queued at `at` (POSIX seconds)."""
-        made = LiveCampaign(self.id, self.user_id, self.list_id, self.priority_class, self.version, at, self.server_version)
+        made = LiveCampaign(self.id, self.user_id, self.list_id, self.priority_class, at, self.server_version)
         made.compiled, made.refusal, made.state = self.compiled, self.refusal, self.state
         return made
 

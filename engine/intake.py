@@ -254,7 +254,7 @@ class Intake:
         content, priority_class = loaded
         server = path.server if path is not None else None
         version = server.version if server is not None else 0
-        campaign = LiveCampaign(campaign_id, content.user_id, content.list_id, priority_class, content.version, content.queued_at, version)
+        campaign = LiveCampaign(campaign_id, content.user_id, content.list_id, priority_class, content.queued_at, version)
         if server is not None:
             try:
                 # In a thread: a large template takes seconds, and nobody else's connections are to stand still for it
@@ -330,9 +330,9 @@ class Intake:
         live = {held.campaign for held in self.held.values()}
         if not live:
             return
-        versions = await engines.campaign_versions(self._pool, sorted({campaign.id for campaign in live}))
+        found = await engines.campaign_states(self._pool, sorted({campaign.id for campaign in live}))
         for campaign in live:
-            campaign.state = versions.get(campaign.id, (states.CANCELLED, 0))[0]
+            campaign.state = found.get(campaign.id, states.CANCELLED)
 
     async def follow_keys(self) -> None:
         """Sign with other keys when they have changed, also what is left of batches that are held."""

@@ -167,8 +167,9 @@ async def content(conn: PooledConnection, campaign_id: int, part: int = 0) -> Ca
     row = await conn.fetchrow(
         "select c.id, c.version, c.user_id, coalesce(c.list_id, 0) as list_id, c.name, c.subject, c.from_name, c.from_email, "
         "c.reply_to, c.html, c.text, c.preheader, c.amp, "
-        "c.track_links, c.track_opens, c.utm_source, c.utm_medium, coalesce(l.name, '') as list_name, "
-        "coalesce(l.sender_email, '') as list_sender_email, coalesce(l.sender_name, '') as list_sender_name, c.delivery_server_id, "
+        "c.track_links, c.track_opens, c.utm_source, c.utm_medium, coalesce(c.list_name, l.name, '') as list_name, "
+        "coalesce(c.list_sender_email, l.sender_email, '') as list_sender_email, "
+        "coalesce(c.list_sender_name, l.sender_name, '') as list_sender_name, c.delivery_server_id, "
         f"extract(epoch from coalesce(c.started_at, c.created_at))::float8 as queued_at, c.mail_class, {_HEADERS}, "
         "coalesce(c.user_email, u.email) as user_email, coalesce(c.user_group_id, u.group_id) as user_group_id "
         "from campaigns c join users u on u.id = c.user_id left join lists l on l.id = c.list_id where c.id = $1",
@@ -226,7 +227,9 @@ async def start(pool: Pool, campaign_id: int, version: int, destinations: Sequen
         await tracking.keep_links(conn, campaign_id, destinations)
         frozen = (
             f", started_at = now(), version = version + 1, headers = {custom_headers.OF_CAMPAIGN.format('campaigns')}, "
-            "(user_email, user_group_id) = (select u.email, u.group_id from users u where u.id = campaigns.user_id)"
+            "(user_email, user_group_id) = (select u.email, u.group_id from users u where u.id = campaigns.user_id), "
+            "(list_name, list_sender_email, list_sender_name) = "
+            "(select l.name, l.sender_email, l.sender_name from lists l where l.id = campaigns.list_id)"
         )
         started = await _set_state(conn, campaign_id, states.PREPARING, frozen)
         if started.mail_class == "marketing" and started.list_id is not None:

@@ -82,10 +82,10 @@ async def egress_config(pool: Pool, refused: Callable[[int, str], None] | None =
     return EgressConfig(version, servers)
 
 
-async def campaign_versions(pool: Pool, campaign_ids: list[int]) -> dict[int, tuple[str, int]]:
-    """State and content version of each campaign."""
-    rows = await pool.fetch("select id, state, version from campaigns where id = any($1)", campaign_ids)
-    return {row["id"]: (row["state"], row["version"]) for row in rows}
+async def campaign_states(pool: Pool, campaign_ids: list[int]) -> dict[int, str]:
+    """The state of each campaign that there is."""
+    rows = await pool.fetch("select id, state from campaigns where id = any($1)", campaign_ids)
+    return {row["id"]: row["state"] for row in rows}
 
 
 async def campaign_content(pool: Pool, campaign_id: int, part: int = 0) -> tuple[CampaignContent, str] | None:

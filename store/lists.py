@@ -72,7 +72,7 @@ async def list_lists(conn: PooledConnection, user_id: int | None, after: int, li
 
 
 async def update(conn: PooledConnection, user_id: int | None, list_id: int, fields: dict[str, Any]) -> List:
-    """Change name, sender_name or sender_email. What engines have compiled keeps the old ones. Raises NotFound, Conflict."""
+    """Change name, sender_name or sender_email; a campaign under way keeps the old ones. Raises NotFound, Conflict."""
     await get(conn, user_id, list_id)
     changes = {name: fields[name] for name in ("name", "sender_name", "sender_email") if name in fields}
     if changes:

@@ -56,6 +56,18 @@ async def test_a_request_that_was_never_answered_stays_in_doubt(ada: Client, poo
         assert await idempotency.purge(conn) == 1
 
 
+async def test_a_request_that_lost_its_store_on_the_way_stays_in_doubt(ada: Client, pool: Pool) -> None:
+    await pool.execute(
+        "create function lost() returns trigger language plpgsql as "
+        "$$ begin perform pg_terminate_backend(pg_backend_pid()); return null; end $$"
+    )
+    await pool.execute("create trigger lost after insert on lists execute function lost()")
+    await ada.refused(503, "POST", "/lists", json={"name": "news"}, **with_key("k"))
+    await pool.execute("drop trigger lost on lists")
+    await ada.refused(409, "POST", "/lists", json={"name": "news"}, **with_key("k"))
+    await ada.ok("POST", "/lists", json={"name": "news"}, **with_key("another"))
+
+
 async def test_a_day_later_the_key_is_free_and_its_answer_forgotten(ada: Client, pool: Pool) -> None:
     for name in ("news", "other"):
         await ada.ok("POST", "/lists", json={"name": name}, **with_key("k"))

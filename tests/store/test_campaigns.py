@@ -40,6 +40,21 @@ async def test_only_the_content_that_was_checked_is_started(pool: Pool) -> None:
         await campaigns.start(pool, campaign_id, before.version)
 
 
+async def test_a_change_of_the_list_changes_nothing_of_a_started_campaign(pool: Pool) -> None:
+    campaign_id = await seed.campaign(pool, recipients=1, state="draft")
+    await pool.execute("update lists set sender_email = 'news@harbour.example', sender_name = 'Harbour'")
+    async with connection(pool) as conn:
+        campaign = await campaigns.start(pool, campaign_id, (await campaigns.get(conn, None, campaign_id)).version)
+        before = await campaigns.content(conn, campaign_id)
+        await lists.update(conn, None, campaign.list_id or 0, {"name": "Other", "sender_email": "other@harbour.example", "sender_name": ""})
+        after = await campaigns.content(conn, campaign_id)
+    assert (after.list_name, after.list_sender_email, after.list_sender_name) == (
+        before.list_name,
+        "news@harbour.example",
+        "Harbour",
+    )
+
+
 async def test_nobody_subscribed_is_nobody_to_mail(pool: Pool) -> None:
     campaign_id = await seed.campaign(pool, recipients=2, state="draft")
     await pool.execute("update subscribers set state = 'unsubscribed'")
