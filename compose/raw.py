@@ -19,7 +19,7 @@ from domain import return_path
 from domain.campaign import CampaignContent, Recipient
 from domain.egress import DeliveryServer
 from domain.errors import Invalid
-from domain.forwarding import MAX_LINE_OCTETS, has_longer_lines
+from domain.forwarding import unsendable
 from ext.token import Signer
 
 CONTROLS: Final = frozenset(("x-job", "x-virtual-mta", "x-mail-class"))  # instructions to us, as PowerMTA knows them, and their kin
@@ -51,11 +51,8 @@ def take(content: bytes, now: float) -> Taken:
     Bcc, Return-Path and control fields go, a missing Date or Message-ID comes; everything else stays octet for octet. Raises Invalid
     naming the header field, `header` or `body` (RFC 5321 §2.3.8, §4.5.3.1.6; RFC 5322 §3.6; bad inputs S1, S2).
     """
-    lines = content.count(b"\r\n")
-    if content.count(b"\r") != lines or content.count(b"\n") != lines or b"\0" in content:
-        raise Invalid("message", "holds a bare CR, a bare LF or NUL")
-    if has_longer_lines(content, MAX_LINE_OCTETS):
-        raise Invalid("message", f"has a line of more than {MAX_LINE_OCTETS} octets; encode it as quoted-printable or base64")
+    if why := unsendable(content):
+        raise Invalid("message", f"{why}; write CRLF lines, encoded as quoted-printable or base64")
     header, gap, body = content.partition(b"\r\n\r\n")
     if not gap:
         header = content.removesuffix(b"\r\n")

@@ -111,12 +111,12 @@ def unsendable(content: bytes) -> str:
     lines = content.count(b"\r\n")
     if content.count(b"\r") != lines or content.count(b"\n") != lines or b"\0" in content:
         return "it holds a bare CR, a bare LF or NUL"
-    if has_longer_lines(content, MAX_LINE_OCTETS):
+    if _has_longer_lines(content, MAX_LINE_OCTETS):
         return f"it has lines of more than {MAX_LINE_OCTETS} octets"
     return ""
 
 
-def has_longer_lines(content: bytes, octets: int) -> bool:
+def _has_longer_lines(content: bytes, octets: int) -> bool:
     """Whether a line of `content`, without its CRLF, has more than `octets`."""
     start = 0
     while start < len(content):  # jumps as far as a line may reach, so the number of lines does not matter

@@ -150,7 +150,7 @@ async def test_what_may_not_go_out_is_refused_with_the_reason(pool: Pool, world:
             (b"X-Virtual-MTA: nowhere\r\n" + MAIL, "X-Virtual-MTA"),
             (b"X-Mail-Class: junk\r\n" + MAIL, "X-Mail-Class"),
             (b"X-Job: two words\r\n" + MAIL, "X-Job"),
-            (MAIL + b"x" * 999 + b"\r\n", "line of more than 998"),
+            (MAIL + b"x" * 999 + b"\r\n", "lines of more than 998"),
             (b"Subject: nobody\r\n\r\n", "From"),
         ):
             reply = await hand_in(client, mail)
