@@ -31,6 +31,7 @@ CHOICE: Final = re.compile(r"\[\[([^\[\]|]{0,1000}(?:\|[^\[\]|]{0,1000}){1,50})\
 HASH_DIGITS: Final = 16
 KINDS: Final = ("user", "user_group", "campaign", "list")  # what tags say of them is the same for every recipient
 
+
 def hashed(key: bytes, kind: str, identity: object) -> str:
     """A short name for an id that tells nothing about it: 16 hex digits of HMAC-SHA256."""
     return hmac.digest(key, f"{kind}:{identity}".encode(), "sha256").hex()[:HASH_DIGITS]

@@ -27,12 +27,23 @@ def message_group() -> None:
 @click.option("--subject", required=True, help="Subject, Liquid allowed.")
 @click.option("--to", "addresses", multiple=True, metavar="ADDRESS", help="A recipient; may be repeated.")
 @click.option("--data", "data", multiple=True, metavar="NAME=VALUE", help="Merge data of all --to recipients; may be repeated.")
-@click.option("--recipients", "recipients_file", type=click.File("rb"), metavar="FILE",
-              help='NDJSON, any number: {"email": ..., "data": {...}, "headers": {...}, "metadata": {...}} a line; - is standard input.')
+@click.option(
+    "--recipients",
+    "recipients_file",
+    type=click.File("rb"),
+    metavar="FILE",
+    help='NDJSON, any number: {"email": ..., "data": {...}, "headers": {...}, "metadata": {...}} a line; - is standard input.',
+)
 @click.option("--html", "html_file", type=click.File("r", encoding="utf-8"), help="File with the HTML part (UTF-8, Liquid).")
 @click.option("--text", "text_file", type=click.File("r", encoding="utf-8"), help="File with the text part. Default: made of the HTML.")
-@click.option("--attach", "files", type=click.Path(exists=True, dir_okay=False), multiple=True, metavar="FILE",
-              help="A file for every recipient; may be repeated. One that the HTML shows as cid:NAME stands in the message, by its name.")
+@click.option(
+    "--attach",
+    "files",
+    type=click.Path(exists=True, dir_okay=False),
+    multiple=True,
+    metavar="FILE",
+    help="A file for every recipient; may be repeated. One that the HTML shows as cid:NAME stands in the message, by its name.",
+)
 @click.option("--preheader", default="", help="What mailboxes show beside the subject, Liquid allowed.")
 @click.option("--mjml", "mjml_file", type=click.File("r", encoding="utf-8"), help="File with MJML, of which the HTML part is made.")
 @click.option("--amp", "amp_file", type=click.File("r", encoding="utf-8"), help="File with an AMP part (Liquid).")

@@ -42,10 +42,12 @@ def status_command(as_json: bool) -> None:
         for title, columns, rows in _tables(found):
             table(title, columns, rows)
         if found.received is not None:
-            facts([
-                ("received mail", f"{show(found.received.waiting)} waiting to be read"),
-                ("handled today", ", ".join(f"{show(count)} {outcome}" for outcome, count in found.received.today.items()) or "none"),
-            ])
+            facts(
+                [
+                    ("received mail", f"{show(found.received.waiting)} waiting to be read"),
+                    ("handled today", ", ".join(f"{show(count)} {outcome}" for outcome, count in found.received.today.items()) or "none"),
+                ]
+            )
         for sentence in found.trouble:
             say(f"trouble: {show(sentence)}")
     sys.exit(OK if found.ok else FAILED)

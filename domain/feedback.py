@@ -1,11 +1,11 @@
 """What comes back about sent mail and what follows from it: kinds of events, their effects, outcomes of received messages. Pure.
 
-    kind  PowerMTA's word    says
-    rb    remote-bounce      a message that was accepted could not be delivered after all (RFC 3464, action failed)
-    rs    remote-status      it is delayed, or was delivered
-    f     feedback-loop      its reader complained (RFC 5965)
-    u     (none)             its reader asked by mail to be taken off the list
-    b     bounce             it was refused while being sent; recorded by the engines, only its effect is decided here
+kind  PowerMTA's word    says
+rb    remote-bounce      a message that was accepted could not be delivered after all (RFC 3464, action failed)
+rs    remote-status      it is delayed, or was delivered
+f     feedback-loop      its reader complained (RFC 5965)
+u     (none)             its reader asked by mail to be taken off the list
+b     bounce             it was refused while being sent; recorded by the engines, only its effect is decided here
 """
 
 import re

@@ -40,9 +40,7 @@ class LiveCampaign:
         "user_id",
     )
 
-    def __init__(
-        self, campaign_id: int, user_id: int, list_id: int, priority_class: str, queued_at: float, server_version: int
-    ) -> None:
+    def __init__(self, campaign_id: int, user_id: int, list_id: int, priority_class: str, queued_at: float, server_version: int) -> None:
         self.id = campaign_id
         self.user_id = user_id
         self.list_id = list_id

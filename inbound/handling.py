@@ -195,4 +195,3 @@ def _event(case: Case, path: ReturnPath, kind: str, action: str, effect: str, ab
 def _host(value: str) -> str:
     kind, semicolon, rest = value.partition(";")
     return clean(rest.strip() if semicolon else kind.strip(), 255)
-

@@ -58,9 +58,7 @@ class Listener:
     async def start(self) -> None:
         """Listen. Raises OSError when the address cannot be had."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Session(self._policy, self.limits, self._door), self._host, self.port, backlog=512
-        )
+        self._server = await loop.create_server(lambda: Session(self._policy, self.limits, self._door), self._host, self.port, backlog=512)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -122,7 +122,5 @@ class Requests:
             fresh = await abuse.report(conn, parts, held.body)
         else:
             note = f"one-click, campaign {held.campaign_id}"
-            fresh = await inbound.unsubscribe(
-                conn, *parts, note=note, timeout_seconds=CARRY_OUT_SECONDS, copy_to=self._copy_to, at=held.at
-            )
+            fresh = await inbound.unsubscribe(conn, *parts, note=note, timeout_seconds=CARRY_OUT_SECONDS, copy_to=self._copy_to, at=held.at)
         return "unknown" if fresh is None else "fresh" if fresh else "again"

@@ -385,9 +385,7 @@ class _Triage:
         return self._reading(kind)
 
     def _reading(self, kind: Kind, **said: Any) -> Reading:
-        return Reading(
-            kind, exceeded=self.reader.exceeded, report=self.report[:4096], subject=self.subject, sender=self.sender, **said
-        )
+        return Reading(kind, exceeded=self.reader.exceeded, report=self.report[:4096], subject=self.subject, sender=self.sender, **said)
 
     # --- helpers --------------------------------------------------------------------------------------------------------------------
 

@@ -238,9 +238,7 @@ class Visits:
                     await tracking.record(pool, path.name, at, upto, visits, timeout_seconds=_STATEMENT_TIMEOUT_SECONDS)
                     at = upto
 
-    async def _carry_held(
-        self, pool: Pool, path: Path, start: int, end: int, visits: list[Visit], held: Held, carry_out: CarryOut
-    ) -> None:
+    async def _carry_held(self, pool: Pool, path: Path, start: int, end: int, visits: list[Visit], held: Held, carry_out: CarryOut) -> None:
         """One request with the visits before it, in one transaction with the cursor: once, however often this is broken off."""
         settled: list[Settled] = []
 

@@ -82,8 +82,6 @@ async def list_headers(conn: PooledConnection, user_id: int | None, after: int, 
 
 async def delete(conn: PooledConnection, user_id: int | None, header_id: int) -> None:
     """Take a rule away; campaigns that were started keep what they have. Raises NotFound."""
-    done = await conn.execute(
-        "delete from custom_headers where id = $1 and ($2::bigint is null or user_id = $2)", header_id, user_id
-    )
+    done = await conn.execute("delete from custom_headers where id = $1 and ($2::bigint is null or user_id = $2)", header_id, user_id)
     if done == "DELETE 0":
         raise NotFound("custom header", header_id)

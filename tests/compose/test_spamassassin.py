@@ -27,9 +27,7 @@ HARMLESS = {"NO_RELAYS", "NO_RECEIVED"}
 
 
 def complaints(wire: bytes) -> list[str]:
-    done = subprocess.run(
-        ["spamassassin", "-L", "-t"], input=RECEIVED + wire, capture_output=True, timeout=TIMEOUT_SECONDS, check=True
-    )
+    done = subprocess.run(["spamassassin", "-L", "-t"], input=RECEIVED + wire, capture_output=True, timeout=TIMEOUT_SECONDS, check=True)
     report = done.stdout.decode("utf-8", "replace")
     found = re.findall(r"^\s*-?[0-9.]+\s+([A-Z0-9_]{3,})\s", report[report.index("Content analysis details:") :], re.MULTILINE)
     assert "pts rule name" in report

@@ -157,7 +157,9 @@ def test_brackets_that_are_no_choice_are_text() -> None:
 
 
 def test_links_inside_a_choice_are_followed() -> None:
-    source = '[[<a href="https://a.example/">x</a>|<a href="https://b.example/%Subscriber:ID%">y</a>]]<a href="https://c.example/[[1|2]]">z</a>'
+    source = (
+        '[[<a href="https://a.example/">x</a>|<a href="https://b.example/%Subscriber:ID%">y</a>]]<a href="https://c.example/[[1|2]]">z</a>'
+    )
     compiled = campaign(html=source, track_links=True)
     assert compiled.destinations == ("https://a.example/", "", "")
     seen = set()

@@ -257,8 +257,10 @@ def test_a_delivery_server_is_added_tried_and_changed(sluice: Sluice, sink: str)
     ("words", "sentence"),
     [
         (("--host", "not a host"), "sluice: host: must be a host name or an IP address"),
-        (("--host", "x.example", "--limit", "max_conections=3"),
-         "sluice: limits.max_conections: there is no such field; did you mean max_connections?"),
+        (
+            ("--host", "x.example", "--limit", "max_conections=3"),
+            "sluice: limits.max_conections: there is no such field; did you mean max_connections?",
+        ),
         (("--host", "x.example", "--link-domain", "http://x.example/"), "sluice: link_domain: must be a domain alone"),
         (("--host", "x.example", "--limit", "bdat_window=many"), "sluice: limits.bdat_window: must be "),
         (("--host", "x.example", "--username", "me"), "sluice: password: user name and password belong together"),

@@ -19,9 +19,7 @@ async def add_mail(pool: Pool, user_id: int | None, raw: bytes = b"Subject: x\r\
     return message_id
 
 
-async def test_a_user_sees_mail_about_mail_of_its_own_and_an_administrator_all(
-    ada: Client, eve: Client, admin: Client, pool: Pool
-) -> None:
+async def test_a_user_sees_mail_about_mail_of_its_own_and_an_administrator_all(ada: Client, eve: Client, admin: Client, pool: Pool) -> None:
     message = await add_mail(pool, ada.user_id)
     nobodys = await add_mail(pool, None)
     found = await ada.ok("GET", f"/inbound/messages/{message}")

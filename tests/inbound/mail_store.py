@@ -151,9 +151,7 @@ async def mail_store(tls: ssl.SSLContext | None = None, implicit: ssl.SSLContext
     servers = []
     for name, serve in (("pop3", made.pop3), ("imap", made.imap)):
 
-        async def session(
-            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serve: object = serve
-        ) -> None:
+        async def session(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serve: object = serve) -> None:
             made.sessions += 1
             try:
                 await serve(reader, writer)  # type: ignore[operator]

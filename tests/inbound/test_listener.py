@@ -18,6 +18,7 @@ async def server(pool: Pool, world: World) -> AsyncIterator[Server]:
     async with serving(pool, world) as made:
         yield made
 
+
 async def test_mail_to_a_return_path_is_stored_as_it_came_with_whose_it_was(server: Server, pool: Pool, world: World) -> None:
     client = await server.greeted()
     content = BODY + b"..dot\r\n.. \r\n\r\n" + bytes(range(128, 256)) + b"\r\n"

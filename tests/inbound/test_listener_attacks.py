@@ -33,18 +33,18 @@ async def flood(server: Server, line: bytes, times: int) -> list[str]:
 
 
 FLOODS = [
-        (b"NOOP\r\n", 30, "421"),
-        (b"RSET\r\n", 30, "421"),
-        (b"VRFY a\r\n", 30, "421"),
-        (b"HELP\r\n", 30, "421"),
-        (b"XYZZY\r\n", 20, "421"),
-        (b"AUTH PLAIN AGEAYg==\r\n", 20, "421"),
-        (b"AUTH LOGIN\r\n", 20, "421"),
-        (b"STARTTLS x\r\n", 0, "554"),
-        (b"RCPT TO:<ada@reader.example>\r\n", 20, "421"),
-        (b"MAIL FROM:<a@b.example>\r\n", 20, "421"),
-        (b"\r\n", 20, "421"),
-    ]
+    (b"NOOP\r\n", 30, "421"),
+    (b"RSET\r\n", 30, "421"),
+    (b"VRFY a\r\n", 30, "421"),
+    (b"HELP\r\n", 30, "421"),
+    (b"XYZZY\r\n", 20, "421"),
+    (b"AUTH PLAIN AGEAYg==\r\n", 20, "421"),
+    (b"AUTH LOGIN\r\n", 20, "421"),
+    (b"STARTTLS x\r\n", 0, "554"),
+    (b"RCPT TO:<ada@reader.example>\r\n", 20, "421"),
+    (b"MAIL FROM:<a@b.example>\r\n", 20, "421"),
+    (b"\r\n", 20, "421"),
+]
 
 
 async def test_bad_input_19_a_flood_of_commands_is_cut(server: Server) -> None:

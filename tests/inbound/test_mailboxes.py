@@ -353,7 +353,9 @@ class Dovecot:
 
     def url(self, scheme: str, more: str = "") -> str:
         """Where it is."""
-        return f"{scheme}://bounce@localhost:{self.ports[scheme]}?password_file={self.root}/password&ca_file={self.root}/localhost.pem{more}"
+        return (
+            f"{scheme}://bounce@localhost:{self.ports[scheme]}?password_file={self.root}/password&ca_file={self.root}/localhost.pem{more}"
+        )
 
     def stop(self) -> None:
         """End it, and only it."""
