@@ -20,6 +20,7 @@ import msgspec
 from bench import cases, end_to_end, goals, measure, newsletter, pieces
 from bench.measure import Report, Row
 from compose import signing_lanes
+from config import logs
 from store import embedded
 
 # --- printing -------------------------------------------------------------------------------------------------------------------
@@ -114,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
                         "are installed for the run")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object {machine, rows, goals}")
     chosen = parser.parse_args(arguments)
+    logs.configure("warning")
     chosen.runs = 3 if chosen.runs is None else chosen.runs
     if unknown := [name for name in chosen.without if name not in cases.GROUPS]:
         parser.error(f"--without: no group {unknown[0]}; there are {', '.join(cases.GROUPS)}")

@@ -64,8 +64,10 @@ def config_path() -> Path | None:
 
 
 def load_settings() -> "Settings":
-    """Settings of this process. Raises ConfigurationError."""
-    from config import load
+    """Settings of this process; what it logs goes to standard error from here on. Raises ConfigurationError."""
+    from config import load, logs
+
+    logs.configure("warning")
 
     return load.load(config_path(), os.environ)
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from config import load
+from config import load, logs
 from config.keys import load_keyring
 from config.settings import Settings
 from domain.errors import SluiceError
@@ -57,6 +57,7 @@ async def keep(settings: Settings, message: bytes, sender: str | None, recipient
 
 def main() -> int:
     """Read, keep, and say how it went."""
+    logs.configure("warning")
     parser = argparse.ArgumentParser(prog="sluice inbound pipe")
     parser.add_argument("--sender")
     parser.add_argument("--recipient", action="append", default=[])

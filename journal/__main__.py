@@ -5,7 +5,6 @@ Exit codes: 0 ok, 1 the answer is no (damage was found, the owner lives), 2 it c
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from config import load
+from config import load, logs
 from config.settings import Settings
 from domain.errors import Conflict, SluiceError
 from journal import inspection, recovery
@@ -52,7 +51,7 @@ def main() -> int:
         command.add_argument("directory", type=Path)
         command.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logs.configure("warning")
     try:
         found = inspection.journals_in(options.directory)
         return _show(found, options) if options.command == "show" else _replay(found, options)

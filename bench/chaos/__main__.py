@@ -23,6 +23,7 @@ from bench.chaos import matrix, report, storm
 from bench.chaos.catalogue import CANNOT, FAULTS
 from bench.chaos.fault import CannotRun, Fault
 from bench.chaos.runner import FLEET_NEEDS, Options, Run, Runner, summed
+from config import logs
 from domain.errors import SluiceError
 
 QUICK_RECIPIENTS: Final = 6_000
@@ -154,6 +155,7 @@ async def _storms(arguments: argparse.Namespace, runner: Runner, faults: Sequenc
 def main(argv: list[str] | None = None) -> int:
     """See the module."""
     arguments = parser().parse_args(argv)
+    logs.configure("warning")
     if arguments.list:
         report.catalogue(FAULTS, CANNOT)
         return 0
