@@ -140,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"the logs are kept in {directory / 'log'}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
+    if not rows:
+        parser.error(f"--only: no group and no row is called so: {', '.join(chosen.only)}; the groups are {', '.join(cases.GROUPS)}")
     goals.add_ratios(rows)
     report = Report(
         machine=measure.machine(

@@ -166,7 +166,7 @@ class Run:
         await self._engine(Case(name="engine, DATA, 20 connections, 100 kB", recipients=20_000, repeat=13))
 
     async def _keys(self) -> None:
-        if not self._wants("composition, signed", goals.ONE_KEY, goals.MANY_KEYS):
+        if not self._wants(*(name.format(way) for name in (goals.ONE_KEY, goals.MANY_KEYS) for way in goals.WAYS)):
             return
         for way in goals.WAYS:
             lanes = signing_lanes.load() if way == goals.WAYS[1] else None
