@@ -46,8 +46,12 @@ class Envelope(NamedTuple):
 
 def enveloped(mail_from: bytes, rcpt: bytes, wire: bytes, smtputf8: bool) -> Envelope:
     """A message whose lines may begin with dots and whose octets may have eight bits."""
-    dotted = wire.replace(b"\r\n.", b"\r\n..") if b"\r\n." in wire else None
-    return Envelope(mail_from, rcpt, wire, smtputf8, dotted, not wire.isascii())
+    return Envelope(mail_from, rcpt, wire, smtputf8, dot_stuffed(wire), not wire.isascii())
+
+
+def dot_stuffed(wire: bytes) -> bytes | None:
+    """A message as DATA carries it (RFC 5321 §4.5.2); None where that is the same."""
+    return wire.replace(b"\r\n.", b"\r\n..") if b"\r\n." in wire else None
 
 
 MESSAGE_ID_MAC_BYTES: Final = 16

@@ -11,7 +11,7 @@ from email.utils import formatdate
 from typing import Final, NamedTuple
 
 from compose import header_rules, mail_headers
-from compose.campaign import CompiledCampaign, Envelope
+from compose.campaign import CompiledCampaign, Envelope, dot_stuffed
 from compose.signing import DkimSigner
 from config.keys import Keyring
 from config.settings import Mail
@@ -161,8 +161,7 @@ class RawMessage:
         if kept is None or kept[0] is not self.signer:
             raw = self.content.raw
             wire = raw if self.signer is None else self.signer.sign([raw], int(self.content.queued_at))[0]
-            dotted = wire.replace(b"\r\n.", b"\r\n..") if isinstance(wire, bytes) and b"\r\n." in wire else None
-            kept = self._signed = (self.signer, wire, dotted)
+            kept = self._signed = (self.signer, wire, dot_stuffed(wire) if isinstance(wire, bytes) else None)
         return kept[1], kept[2]
 
 

@@ -20,8 +20,6 @@ from store.postgres import PooledConnection
 
 log = structlog.get_logger(__name__)
 
-MAX_SERVERS = 1000
-
 
 class Forwards:
     """Puts mail into the queue, in the transaction that keeps it."""
@@ -68,7 +66,7 @@ async def _server(conn: PooledConnection) -> DeliveryServer | None:
     """The way out: what the rules name, else the first that is enabled. One that is switched off keeps its mail until it is on again."""
     chosen = (await forwarding.get(conn)).delivery_server_id
     if chosen is None:
-        return next((each for each in await egress.list_servers(conn, None, 0, MAX_SERVERS) if each.enabled), None)
+        return next(iter(await egress.list_enabled(conn, None)), None)
     try:
         return await egress.get(conn, None, chosen)
     except NotFound:

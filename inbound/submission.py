@@ -30,7 +30,6 @@ from store.trouble import is_store_trouble, sentence
 log = structlog.get_logger(__name__)
 
 STORE_TIMEOUT_SECONDS: Final = 15.0
-MAX_SERVERS: Final = 1000
 
 _JOB = re.compile(r"[!-~]{1,100}")
 _NO_HASH: Final = b"\0" * 32
@@ -113,7 +112,7 @@ def _mail_class(text: str) -> MailClass:
 
 async def _server(conn: PooledConnection, account: Account, name: str) -> DeliveryServer:
     """The delivery server of that name, the first enabled one where no name is given. Raises Invalid."""
-    servers = [each for each in await egress.list_servers(conn, account.user_id, 0, MAX_SERVERS) if each.enabled]
+    servers = await egress.list_enabled(conn, account.user_id)
     found = next((each for each in servers if not name or each.name.casefold() == name.casefold()), None)
     if found is None and name:
         raise Invalid("X-Virtual-MTA", "is no enabled delivery server of this user", name)

@@ -132,6 +132,11 @@ async def list_servers(conn: PooledConnection, user_id: int | None, after: int, 
     return [_server(row) for row in rows]
 
 
+async def list_enabled(conn: PooledConnection, user_id: int | None) -> list[DeliveryServer]:
+    """Those that are switched on, of the first thousand, by id; `user_id` None lists everybody's."""
+    return [server for server in await list_servers(conn, user_id, 0, 1000) if server.enabled]
+
+
 def _value(name: str, value: Any) -> Any:
     return msgspec.json.encode(value).decode() if name == "limits" else value
 

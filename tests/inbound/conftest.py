@@ -23,7 +23,21 @@ class World(NamedTuple):
 
     @property
     def token(self) -> str:
-        return links.token(self.keyring.derive("unsubscribe"), links.LinkParts(self.user_id, self.campaign_id, 1))
+        return self.token_of(1)
+
+    def token_of(self, number: int) -> str:
+        return links.token(self.keyring.derive("unsubscribe"), links.LinkParts(self.user_id, self.campaign_id, number))
+
+    async def add_bob(self, pool: Pool) -> str:
+        """Send the same to bob@reader.example, as number 2; the token of his message."""
+        bob = await pool.fetchval(
+            "insert into subscribers (user_id, list_id, email, email_key) values ($1, $2, 'bob@reader.example', 'bob@reader.example') "
+            "returning id",
+            self.user_id,
+            self.list_id,
+        )
+        await pool.execute("insert into recipients values ($1, 2, $2, 'bob@reader.example', '{}')", self.campaign_id, bob)
+        return self.token_of(2)
 
     @property
     def keys(self) -> Keys:

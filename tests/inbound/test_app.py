@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 
 from config import tasks
 from config.settings import Settings
-from domain import links
 from inbound import app, handling, metrics
 from inbound.policy import MailPolicy
 from inbound.unsubscribe_copies import UnsubscribeCopies
@@ -110,14 +109,7 @@ async def test_kill_9_between_the_answer_and_the_store_loses_no_unsubscribe_and_
     tmp_path: Path, fresh_database_url: str, redis_url: str, pool: Pool, world: World
 ) -> None:
     await pool.execute("update campaigns set from_email = 'news@mailer.example'")
-    other = await pool.fetchval(
-        "insert into subscribers (user_id, list_id, email, email_key) values ($1, $2, 'bob@reader.example', 'bob@reader.example') "
-        "returning id",
-        world.user_id,
-        world.list_id,
-    )
-    await pool.execute("insert into recipients values ($1, 2, $2, 'bob@reader.example', '{}')", world.campaign_id, other)
-    bob = links.token(world.keyring.derive("unsubscribe"), links.LinkParts(world.user_id, world.campaign_id, 2))
+    bob = await world.add_bob(pool)
     port = str(free_port())
 
     async def begun() -> asyncio.subprocess.Process:

@@ -226,14 +226,7 @@ async def test_without_the_store_a_token_is_enough_and_it_is_carried_out_when_th
 
 
 async def test_one_whose_rows_somebody_has_locked_holds_up_no_other(site: Site, world: World, pool: Pool) -> None:
-    bob = await pool.fetchval(
-        "insert into subscribers (user_id, list_id, email, email_key) values ($1, $2, 'bob@reader.example', 'bob@reader.example') "
-        "returning id",
-        world.user_id,
-        world.list_id,
-    )
-    await pool.execute("insert into recipients values ($1, 2, $2, 'bob@reader.example', '{}')", world.campaign_id, bob)
-    token = links.token(world.keyring.derive("unsubscribe"), links.LinkParts(world.user_id, world.campaign_id, 2))
+    token = await world.add_bob(pool)
     async with pool.acquire() as conn, conn.transaction():
         await conn.execute("update subscribers set updated_at = now() where id = $1", world.subscriber_id)  # as an import does
         ada = asyncio.create_task(site.ask("POST", f"/u/{world.token}", ONE_CLICK))
