@@ -67,7 +67,7 @@ class Journal(_Section, frozen=True):
     """The append-only journal on local disk."""
 
     directory: str = ""  # empty: journal/ in the state directory
-    segment_bytes: Bytes = 64 * 1024 * 1024
+    segment_bytes: Bytes = 4 * 1024 * 1024  # what was carried over goes soon, and its memory is used again for the next
     fsync_interval_seconds: Seconds = 0.1
     ledger_interval_seconds: Seconds = 0.5
     disk_budget_bytes: Bytes = 4 * 1024 * 1024 * 1024

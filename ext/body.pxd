@@ -6,30 +6,27 @@ dot-stuffing (RFC 5321 §4.5.2) and DKIM's relaxed body form (RFC 6376 §3.4.4) 
 `put_lines` alone keeps none of them.
 """
 
-from libc.stdlib cimport realloc
-from libc.string cimport memcpy
+from cpython.object cimport PyObject
+from libc.string cimport memcpy, memset
 
 
 cdef struct Wire:
     unsigned char* data
     Py_ssize_t length
     Py_ssize_t capacity
+    PyObject* holder # the bytes object that `data` is the inside of; NULL: memory of its own
     int column       # octets on the current line, never more than 75: one is kept for the "=" of a soft break
     bint after_cr    # the source text so far ended in a CR (written as CR LF): an LF that follows belongs to it
 
 
+cdef inline void begin(Wire* wire) noexcept:
+    """Nothing written, no memory yet."""
+    memset(wire, 0, sizeof(Wire))
+
+
 cdef inline int reserve(Wire* wire, Py_ssize_t more) except -1:
     """Make room for `more` octets."""
-    cdef Py_ssize_t wanted
-    cdef unsigned char* grown
-    if wire.length + more > wire.capacity:
-        wanted = (wire.length + more) * 3 // 2 + 1024
-        grown = <unsigned char*>realloc(wire.data, wanted)
-        if grown == NULL:
-            raise MemoryError()
-        wire.data = grown
-        wire.capacity = wanted
-    return 0
+    return grow(wire, more) if wire.length + more > wire.capacity else 0
 
 
 cdef inline int put(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1:
@@ -66,6 +63,10 @@ cdef inline int put_plain(Wire* wire, const unsigned char* text, Py_ssize_t leng
     return 0
 
 
+cdef int start_bytes(Wire* wire, Py_ssize_t expected) except -1
+cdef bytes taken(Wire* wire)
+cdef void let_go(Wire* wire) noexcept
+cdef int grow(Wire* wire, Py_ssize_t more) except -1
 cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1
 cdef int put_base64(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1
 cdef int put_lines(Wire* wire, const unsigned char* text, Py_ssize_t length) except -1

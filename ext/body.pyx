@@ -5,10 +5,15 @@ Owns the encoding of merge values at run time, of template text ahead of time (`
 
 cimport cython
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.stdlib cimport free
+from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memcpy
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject** holder, Py_ssize_t size) except -1  # on failure the object is gone and `holder[0]` NULL
 
 
 class Unsendable(ValueError):
@@ -50,6 +55,60 @@ cdef int _fill_tables() except -1:
 
 
 _fill_tables()
+
+
+cdef int start_bytes(Wire* wire, Py_ssize_t expected) except -1:
+    """Begin a bytes object that is written in its place and then `taken`: no copy of it is made."""
+    cdef bytes made
+    wire.length = 0
+    wire.column = 0
+    wire.after_cr = False
+    if wire.holder == NULL:
+        made = PyBytes_FromStringAndSize(NULL, expected)
+        Py_INCREF(made)
+        wire.holder = <PyObject*>made
+        wire.data = <unsigned char*>PyBytes_AS_STRING(made)
+        wire.capacity = expected
+    return 0
+
+
+cdef bytes taken(Wire* wire):
+    """What was written since `start_bytes`."""
+    cdef bytes made
+    _resize(wire, wire.length)
+    made = <bytes>wire.holder
+    let_go(wire)
+    return made
+
+
+cdef void let_go(Wire* wire) noexcept:
+    """Give the memory back."""
+    if wire.holder == NULL:
+        free(wire.data)
+    else:
+        Py_XDECREF(wire.holder)
+    begin(wire)
+
+
+cdef int _resize(Wire* wire, Py_ssize_t size) except -1:
+    cdef PyObject* holder = wire.holder
+    wire.holder, wire.data, wire.capacity = NULL, NULL, 0
+    _PyBytes_Resize(&holder, size)
+    wire.holder, wire.data, wire.capacity = holder, <unsigned char*>PyBytes_AS_STRING(<bytes>holder), size
+    return 0
+
+
+cdef int grow(Wire* wire, Py_ssize_t more) except -1:
+    """Make room for `more` octets where there is too little."""
+    cdef Py_ssize_t wanted = (wire.length + more) * 3 // 2 + 1024
+    cdef unsigned char* grown
+    if wire.holder != NULL:
+        return _resize(wire, wanted)
+    grown = <unsigned char*>realloc(wire.data, wanted)
+    if grown == NULL:
+        raise MemoryError()
+    wire.data, wire.capacity = grown, wanted
+    return 0
 
 
 cdef int put_text(Wire* wire, const unsigned char* text, Py_ssize_t length, bint escape) except -1:
@@ -312,9 +371,7 @@ cdef class Piece:
         cdef Py_ssize_t length
         cdef const unsigned char* source = utf8(text, &length)
         cdef const unsigned char* end
-        wire.data = NULL
-        wire.length = wire.capacity = wire.column = 0
-        wire.after_cr = False
+        begin(&wire)
         try:
             put_text(&wire, source, length, False)
             self.coded = PyBytes_FromStringAndSize(<char*>wire.data, wire.length)
@@ -352,9 +409,7 @@ def joined(list values not None, *, bint escape=False) -> bytes:
     cdef Wire wire
     cdef Py_ssize_t length
     cdef const unsigned char* source
-    wire.data = NULL
-    wire.length = wire.capacity = wire.column = 0
-    wire.after_cr = False
+    begin(&wire)
     try:
         for value in values:
             if isinstance(value, Piece):

@@ -10,7 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcmp, memcpy
 
-from ext.body cimport Wire, put, put_bytes, reserve
+from ext.body cimport Wire, begin, let_go, put, put_bytes, reserve
 from ext.digest cimport sha256
 
 HASH_OCTETS = 32
@@ -205,11 +205,9 @@ cdef class Fields:
     cdef Wire header, body, field
 
     def __cinit__(self):
-        self.header.data = self.body.data = self.field.data = NULL
-        self.header.length = self.header.capacity = self.header.column = 0
-        self.body.length = self.body.capacity = self.body.column = 0
-        self.field.length = self.field.capacity = self.field.column = 0
-        self.header.after_cr = self.body.after_cr = self.field.after_cr = False
+        begin(&self.header)
+        begin(&self.body)
+        begin(&self.field)
 
     def __init__(self, list keys not None):
         self.beginnings = []
@@ -305,10 +303,8 @@ cdef class Fields:
             digests.append(PyBytes_FromStringAndSize(<const char*>digest, 32))
             unfinished.append(PyBytes_FromStringAndSize(<const char*>self.field.data, self.field.length))
         if self.header.capacity + self.body.capacity > 1048576:  # one huge message must not hold on to its memory
-            free(self.header.data)
-            free(self.body.data)
-            self.header.data = self.body.data = NULL
-            self.header.capacity = self.body.capacity = self.header.length = self.body.length = 0
+            let_go(&self.header)
+            let_go(&self.body)
         return digests, unfinished
 
     def complete(self, bytes message not None, list fields not None, list signatures not None) -> bytes:
@@ -357,9 +353,7 @@ cdef class Fields:
 def relaxed_header(bytes field not None) -> bytes:
     """One field in the relaxed form (RFC 6376 §3.4.2), without its line end. Raises ValueError when it has no colon."""
     cdef Wire wire
-    wire.data = NULL
-    wire.length = wire.capacity = wire.column = 0
-    wire.after_cr = False
+    begin(&wire)
     try:
         _put_relaxed_header(&wire, <const unsigned char*>PyBytes_AS_STRING(field), field.index(b":"), len(field))
         return PyBytes_FromStringAndSize(<const char*>wire.data, wire.length)
@@ -370,9 +364,7 @@ def relaxed_header(bytes field not None) -> bytes:
 def relaxed_body(bytes body not None) -> bytes:
     """A body in the relaxed form (RFC 6376 §3.4.4), as it is hashed."""
     cdef Wire wire
-    wire.data = NULL
-    wire.length = wire.capacity = wire.column = 0
-    wire.after_cr = False
+    begin(&wire)
     try:
         _put_relaxed_body(&wire, <const unsigned char*>PyBytes_AS_STRING(body), len(body))
         return PyBytes_FromStringAndSize(<const char*>wire.data, _without_empty_end(wire.data, wire.length))

@@ -14,7 +14,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
-from ext.body cimport Wire, put, put_bytes, reserve, utf8
+from ext.body cimport Wire, begin, put, put_bytes, reserve, utf8
 from ext.body import Unsendable
 
 MAX_TEXT_OCTETS = 998  # of one unstructured value or display name in UTF-8
@@ -240,8 +240,7 @@ cpdef bytes unstructured(bytes name, str text):
     Raises Unsendable (UnicodeEncodeError on a lone surrogate) when `text` may not stand in a header or is too long.
     """
     cdef Wire wire
-    wire.data = NULL
-    wire.length = wire.capacity = 0
+    begin(&wire)
     try:
         put_unstructured(&wire, name, text)
         return PyBytes_FromStringAndSize(<const char*>wire.data, wire.length)
@@ -251,8 +250,7 @@ cpdef bytes unstructured(bytes name, str text):
 
 cdef bytes _words(bytes data, int column):
     cdef Wire wire
-    wire.data = NULL
-    wire.length = wire.capacity = 0
+    begin(&wire)
     try:
         _encoded_words(&wire, data, len(data), column)
         return PyBytes_FromStringAndSize(<const char*>wire.data, wire.length)

@@ -7,9 +7,8 @@ made as octets (`Layout`); what differs is an address, signed tokens, and the pr
 cimport cython
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdlib cimport free
 
-from ext.body cimport Wire, put, put_base64, put_bytes, put_lines, utf8
+from ext.body cimport Wire, begin, let_go, put, put_base64, put_bytes, put_lines, start_bytes, taken, utf8
 from ext.body import Unfit, Unsendable
 from ext.header cimport mailbox, put_unstructured
 from ext.recipient cimport UNSUBSCRIBE, Names, Row
@@ -143,15 +142,15 @@ cdef class Layout:
     cdef public Signer click_signer, open_signer   # None: nothing in the templates asks for their tokens
     cdef str field   # what is being built: named when it fails
     cdef Wire wire
+    cdef Py_ssize_t expected  # octets of a message
     cdef Row row
 
     def __cinit__(self):
-        self.wire.data = NULL
-        self.wire.length = self.wire.capacity = self.wire.column = 0
-        self.wire.after_cr = False
+        begin(&self.wire)
+        self.expected = 4096
 
     def __dealloc__(self):
-        free(self.wire.data)
+        let_go(&self.wire)
 
     def build(
         self, list recipients not None, bytes date_line not None, unsigned long long day, dict clock not None, bint eight_bit=False
@@ -166,11 +165,7 @@ cdef class Layout:
         eight_bit = eight_bit and self.parts_8bit is not None
         for recipient in recipients:
             answers.append(self.answer(recipient, row, date_line, day, eight_bit))
-        if self.wire.capacity > 1048576:  # one huge message must not hold on to its memory
-            free(self.wire.data)
-            self.wire.data = NULL
-            self.wire.capacity = 0
-        self.wire.length = 0
+        let_go(&self.wire)  # of one that was refused half-way
         return answers
 
     cdef object answer(self, object recipient, Row row, bytes date_line, unsigned long long day, bint eight_bit):
@@ -227,7 +222,7 @@ cdef class Layout:
         if self.mail_from_domain is not None:
             mail_from = b"b-" + back[:back_size] + b"@" + self.mail_from_domain
 
-        wire.length = 0
+        start_bytes(wire, self.expected)
         put_bytes(wire, date_line)
         if self.from_name is None:
             put_bytes(wire, self.sender)
@@ -286,4 +281,5 @@ cdef class Layout:
         for part in parts:
             self.field = (<Part>part).field
             (<Part>part).write(row, wire)
-        return mail_from, rcpt, PyBytes_FromStringAndSize(<const char*>wire.data, wire.length), smtputf8 or self.always_utf8
+        self.expected = wire.length + wire.length // 16 + 64  # a little more than this one: mostly enough for the next
+        return mail_from, rcpt, taken(wire), smtputf8 or self.always_utf8

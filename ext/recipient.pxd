@@ -6,7 +6,7 @@ cdef object MISSING  # what stands for a value that there is not
 
 cdef enum Held:
     ABSENT   # the data has no such field
-    TEXT     # a text whose octets stand in the data as they are
+    TEXT     # a text whose octets stand as they are, in the data or beside it
     NUMBER   # an integer, likewise
     VALUE    # any other JSON value
     OBJECT   # made already: in `Row.values`
@@ -49,6 +49,8 @@ cdef class Row:
     cdef int known_count, known_room
     cdef dict known_at
     cdef int* expected
+    cdef unsigned char* plain   # the texts of this row that have escapes in its data, written out
+    cdef Py_ssize_t plain_used, plain_room
     cdef str email
     cdef bytes data
     cdef dict whole, made
@@ -57,6 +59,7 @@ cdef class Row:
 
     cdef int read(self, object recipient, str email, bint needs_data) except -1
     cdef int scan(self) except -1
+    cdef int unescape(self, Slot* slot) except -1
     cdef int name_of(self, const unsigned char* start, Py_ssize_t length) except -1
     cdef int spread(self) except -1
     cdef int own(self) except -1

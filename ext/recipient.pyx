@@ -1,15 +1,15 @@
 """One recipient as the templates of a campaign see him: his fields, id, address, and signed links, each made only when asked for.
 
 The merge data is a JSON object. It is checked whole, octet by octet, in one pass that notes where the fields stand that a template asks
-for; a text without escapes goes from there into the message without ever becoming an object. What this pass does not know for sure
-(escapes of surrogates, exponents, deep nesting, anything malformed) is left to the decoder, whose word counts.
+for; a text goes from there into the message without ever becoming an object. What this pass does not know for sure (escapes of surrogates
+and control characters, exponents, deep nesting, anything malformed) is left to the decoder, whose word counts.
 """
 
 cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8, PyUnicode_FromStringAndSize
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, strncmp
 
 from ext.body cimport utf8
@@ -193,6 +193,10 @@ cdef const unsigned char* _value(const unsigned char* at, int depth, Slot* slot)
     return at
 
 
+cdef inline unsigned int _digit(unsigned char octet) noexcept:
+    return octet - 48 if octet < 58 else (octet | 32) - 87
+
+
 def loosely(str name not None) -> str:
     """The form in which names of tags and fields are compared: without case and underscores."""
     return name.replace("_", "").lower()
@@ -242,6 +246,8 @@ cdef class Row:
         self.kept = []
         self.known = NULL
         self.known_count = self.known_room = 0
+        self.plain = NULL
+        self.plain_used = self.plain_room = 0
         self.known_at = {}
         self.expected = <int*>calloc(MOST_KNOWN, sizeof(int))
         if self.slot == NULL or self.expected == NULL:
@@ -258,6 +264,7 @@ cdef class Row:
     def __dealloc__(self):
         free(self.slot)
         free(self.known)
+        free(self.plain)
         free(self.expected)
 
     cdef int read(self, object recipient, str email, bint needs_data) except -1:
@@ -303,6 +310,7 @@ cdef class Row:
         cdef Slot found
         cdef bint escaped
         cdef int field = 0, which
+        self.plain_used = 0
         if len(self.data) == 0:
             return True
         at = _blanks(at)
@@ -337,6 +345,8 @@ cdef class Row:
                 at = _value(at, 0, NULL)
             else:
                 at = _value(at, 0, &found)
+                if at != NULL and found.held == VALUE and found.start[0] == 34:
+                    self.unescape(&found)
             if at == NULL:
                 return False
             if known.exact >= 0:
@@ -352,6 +362,54 @@ cdef class Row:
             field += 1
             if field == MOST_KNOWN:
                 return False
+
+    cdef int unescape(self, Slot* slot) except -1:
+        """Write out the text with escapes (RFC 8259 §7) in `slot`, as a text that stands in memory of ours.
+
+        It stays as it is, for the decoder, when one of them is a control character: no text that is not looked at again holds any.
+        """
+        cdef const unsigned char* at = slot.start + 1
+        cdef const unsigned char* end = slot.start + slot.length - 1
+        cdef unsigned char* out
+        cdef unsigned int code
+        if self.plain_room < len(self.data):  # all texts of a row become no longer than they are; so none of them moves
+            free(self.plain)
+            self.plain_room = 2 * len(self.data)
+            self.plain = <unsigned char*>malloc(self.plain_room)
+            if self.plain == NULL:
+                self.plain_room = 0
+                raise MemoryError
+        out = self.plain + self.plain_used
+        while at < end:
+            if at[0] != 92:
+                out[0] = at[0]
+                out += 1
+                at += 1
+                continue
+            if at[1] == 117:
+                code = _digit(at[2]) << 12 | _digit(at[3]) << 8 | _digit(at[4]) << 4 | _digit(at[5])
+                at += 6
+            elif at[1] in b'"\\/':
+                code = at[1]
+                at += 2
+            else:
+                return 0
+            if code < 32:
+                return 0
+            if code < 0x80:
+                out[0] = code
+                out += 1
+            elif code < 0x800:
+                out[0], out[1] = 0xC0 | code >> 6, 0x80 | code & 0x3F
+                out += 2
+            else:
+                out[0], out[1], out[2] = 0xE0 | code >> 12, 0x80 | code >> 6 & 0x3F, 0x80 | code & 0x3F
+                out += 3
+        slot.held = TEXT
+        slot.start = self.plain + self.plain_used
+        slot.length = out - slot.start
+        self.plain_used = out - self.plain
+        return 0
 
     cdef int name_of(self, const unsigned char* start, Py_ssize_t length) except -1:
         """The index of a field name among those that were met; -2: there is no room for more."""

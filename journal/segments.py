@@ -48,7 +48,7 @@ class Journal:
         directory: Path,
         *,
         engine_id: str,
-        segment_bytes: int = 64 * 1024 * 1024,
+        segment_bytes: int = 4 * 1024 * 1024,
         fsync_interval_seconds: float = 0.1,
         disk_budget_bytes: int = 4 * 1024 * 1024 * 1024,
         readers: tuple[str, ...] = ("ledger", "accounting_files"),
