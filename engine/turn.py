@@ -372,7 +372,7 @@ class Turn:
             pack_outcome(
                 kind, batch.campaign_id, batch.batch, recipient.number, batch.positions[index], batch.attempt, held.epoch,
                 session.connection_id, path.server.id, self._now_us, held.campaign.queued_at_us,
-                int(batch.first_attempt_at * 1e6) or self._now_us, due_at, len(message.wire), email, message.mail_from.decode(),
+                int(batch.first_attempt_at * 1e6) or self._now_us, due_at, message.size, email, message.mail_from.decode(),
                 status, diagnostic, category, facts.mta, facts.source_ip, facts.destination_ip, facts.esmtp,
                 email[email.rfind("@") + 1 :] + facts.queue_suffix,
             )
@@ -409,7 +409,7 @@ class Turn:
 
 def _per_turn(message: Message) -> int:
     """How many messages like this one a turn may compose for a path, so that it does not hold up the loop for long; at least one."""
-    most = max(1, _OCTETS_PER_TURN // max(1, len(message.wire)))
+    most = max(1, _OCTETS_PER_TURN // max(1, message.size))
     held: HeldBatch = message.ref[0]
     compiled = held.campaign.compiled
     return most if compiled is None or compiled.signer is None else min(most, _SIGNED_PER_TURN)

@@ -36,7 +36,7 @@ cdef int _check_address(bytes address, bint smtputf8, str name) except -1:
 cdef class Message:
     """One message for one recipient, ready to leave.
 
-    `wire` is the complete header and body, ended by CRLF. `dotted`: the same for DATA (RFC 5321 §4.5.2), None where no line starts with
+    `wire` is the complete header and body, ended by CRLF, `size` octets; None once it has left, because nobody needs it any more. `dotted`: the same for DATA (RFC 5321 §4.5.2), None where no line starts with
     a dot. `eight_bit`: it needs 8BITMIME. `mail_from` may be empty (the null sender). `ref` is the caller's and never looked at. `phase` tells how much of it has left. `alone`, to be set before it
     is submitted: nothing else is in flight on its connection, so that a lost link tells something about this message.
     Raises ValueError for an address that would break a command line and for content not ended by CRLF.
@@ -49,7 +49,7 @@ cdef class Message:
         _fill(self, mail_from, rcpt, wire, ref, smtputf8, dotted, eight_bit)
 
     def __repr__(self):
-        return f"<Message to {self.rcpt!r}, {len(self.wire)} octets, phase {self.phase}>"
+        return f"<Message to {self.rcpt!r}, {self.size} octets, phase {self.phase}>"
 
 
 cdef int _fill(
@@ -68,6 +68,7 @@ cdef int _fill(
     m.mail_from = mail_from
     m.rcpt = rcpt
     m.wire = wire
+    m.size = n
     m.dotted = wire if dotted is None else dotted
     m.ref = ref
     m.smtputf8 = smtputf8
@@ -75,6 +76,13 @@ cdef int _fill(
     m.phase = PHASE_QUEUED_C
     m.verdict_stage = 0
     return 0
+
+
+cdef bytes take_content(Message m, bint stuffed):
+    """What is to be written; the message lets go of it, so that its memory is free as soon as it has left."""
+    cdef bytes content = m.dotted if stuffed else m.wire
+    m.wire = m.dotted = None
+    return content
 
 
 cdef Message new_message(bytes mail_from, bytes rcpt, bytes wire, object ref, bint smtputf8, bytes dotted, bint eight_bit):

@@ -38,6 +38,7 @@ cdef class Message:
     cdef readonly bytes mail_from
     cdef readonly bytes rcpt
     cdef readonly bytes wire
+    cdef readonly Py_ssize_t size
     cdef bytes dotted
     cdef readonly object ref
     cdef readonly bint smtputf8
@@ -48,6 +49,9 @@ cdef class Message:
     cdef int verdict_code
     cdef bytes verdict_text
     cdef bint answered
+
+
+cdef bytes take_content(Message m, bint stuffed)
 
 
 cdef Message new_message(bytes mail_from, bytes rcpt, bytes wire, object ref, bint smtputf8, bytes dotted, bint eight_bit)

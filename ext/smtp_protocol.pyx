@@ -168,9 +168,11 @@ cdef class SmtpProtocol:
     # --- messages in -------------------------------------------------------------------------------------------------
 
     cpdef submit(self, Message message):
-        """Take a message. Raises ValueError when 64 are held already: the caller did not look at `room`."""
+        """Take a message. Raises ValueError when 64 are held already: the caller did not look at `room`; and for one that has left."""
         if self.count == SLOTS:
             raise ValueError(f"this connection holds {SLOTS} messages already")
+        if message.wire is None:
+            raise ValueError("this message has left before")
         message.phase = PHASE_QUEUED_C
         message.verdict_stage = 0
         message.answered = False
@@ -178,7 +180,7 @@ cdef class SmtpProtocol:
         self.count += 1
         self.submitted += 1
         self.loners += message.alone
-        self.last_size = PyBytes_GET_SIZE(message.wire)
+        self.last_size = message.size
 
     def quit(self):
         """Take no more messages; QUIT leaves when those begun are decided."""
@@ -248,7 +250,7 @@ cdef class SmtpProtocol:
                 m.phase = PHASE_FINAL_C
                 self.last_content = m
                 kind, out = AWAIT_DOT, b".\r\n"
-                self.contents.append(m.dotted)
+                self.contents.append(take_content(m, True))
                 self.places[0] = 0
             elif self.next_command == AWAIT_RCPT:
                 kind, out = AWAIT_RCPT, b"RCPT TO:<" + m.rcpt + b">\r\n"
@@ -303,7 +305,7 @@ cdef class SmtpProtocol:
             if reset and i == 0:
                 size += 6
             if chunking:
-                n = PyBytes_GET_SIZE(m.wire)
+                n = m.size
                 size += 18 + _digits(n)  # "BDAT " n " LAST\r\n" "RSET\r\n"
             else:
                 size += 6
@@ -317,7 +319,7 @@ cdef class SmtpProtocol:
         tail = self.expected_head + self.expected_count
         if content is not None:
             self.places[0] = 0
-            self.contents.append(content.dotted)
+            self.contents.append(take_content(content, True))
             at = _put(at, b".\r\n", 3)
             content.phase = PHASE_FINAL_C
             self.last_content = content
@@ -342,7 +344,7 @@ cdef class SmtpProtocol:
             self.expected[(tail + 1) & (RING - 1)] = AWAIT_RCPT
             if chunking:
                 at = _put(at, b"BDAT ", 5)
-                n = PyBytes_GET_SIZE(m.wire)
+                n = m.size
                 end = at + _digits(n)
                 at = end
                 while True:
@@ -354,7 +356,7 @@ cdef class SmtpProtocol:
                         break
                 at = _put(at, b" LAST\r\n", 7)
                 self.places[len(self.contents)] = at - start
-                self.contents.append(m.wire)
+                self.contents.append(take_content(m, False))
                 at = _put(at, b"RSET\r\n", 6)
                 self.expected[(tail + 2) & (RING - 1)] = AWAIT_BDAT
                 self.expected[(tail + 3) & (RING - 1)] = AWAIT_RSET

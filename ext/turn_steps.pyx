@@ -191,7 +191,7 @@ def record_deliveries(list outcomes not None, Records records not None, long lon
             if not o.first_attempt_at:
                 o.first_attempt_at = now
         take_text(held.recipient((<tuple> message.ref)[1], &o).email, &o.text[0], LONGEST_STRING, kept)
-        o.size = PyBytes_GET_SIZE(message.wire)
+        o.size = message.size
         if message.smtputf8:
             sender = message.mail_from.decode("utf-8")
             kept.append(sender)

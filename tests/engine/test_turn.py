@@ -104,7 +104,7 @@ async def test_a_turn_composes_so_much_and_the_other_connections_have_their_turn
 def test_few_large_messages_are_composed_in_a_turn_and_few_signed_ones() -> None:
     def message(octets: int, signer: object) -> Any:
         compiled = SimpleNamespace(signer=signer)
-        return SimpleNamespace(wire=bytes(octets), ref=(SimpleNamespace(campaign=SimpleNamespace(compiled=compiled)), 0))
+        return SimpleNamespace(size=octets, ref=(SimpleNamespace(campaign=SimpleNamespace(compiled=compiled)), 0))
 
     assert turn._per_turn(message(100_000, None)) == 41
     assert turn._per_turn(message(10_000_000, None)) == 1

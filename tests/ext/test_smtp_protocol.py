@@ -173,6 +173,22 @@ def test_content_and_the_next_envelope_leave_in_one_write() -> None:
     assert protocol.room == 1
 
 
+@pytest.mark.parametrize("window", [0, 4])
+def test_a_message_lets_go_of_its_content_when_that_leaves_and_cannot_be_sent_twice(window: int) -> None:
+    protocol = learned_window(window) if window else pipelined()
+    one = message()
+    protocol.submit(one)
+    assert one.wire == BODY
+    protocol.output()
+    if not window:
+        assert one.wire == BODY
+        fed(protocol, b"250 ok\r\n250 ok\r\n354 go\r\n")
+        assert BODY in (protocol.output() or b"")
+    assert (one.wire, one.size) == (None, len(BODY))
+    with pytest.raises(ValueError, match="has left before"):
+        protocol.submit(one)
+
+
 def test_content_is_not_held_back_when_there_is_no_next_message() -> None:
     protocol = pipelined()
     protocol.submit(message(1))
