@@ -178,13 +178,16 @@ def test_a_message_lets_go_of_its_content_when_that_leaves_and_cannot_be_sent_tw
     protocol = learned_window(window) if window else pipelined()
     one = message()
     protocol.submit(one)
-    assert one.wire == BODY
-    protocol.output()
+    held: list[bytes | None] = [one.wire]
+    out = protocol.output() or b""
     if not window:
-        assert one.wire == BODY
+        held.append(one.wire)
         fed(protocol, b"250 ok\r\n250 ok\r\n354 go\r\n")
-        assert BODY in (protocol.output() or b"")
-    assert (one.wire, one.size) == (None, len(BODY))
+        out = protocol.output() or b""
+    assert set(held) == {BODY}
+    assert BODY in out
+    held.append(one.wire)
+    assert (held[-1], one.size) == (None, len(BODY))
     with pytest.raises(ValueError, match="has left before"):
         protocol.submit(one)
 
