@@ -39,7 +39,7 @@ BUG_EXIT_CODE = 70  # EX_SOFTWARE; the supervisor starts another one
 # An answer to MAIL FROM that speaks of an unknown mailbox or domain means the sender's: the recipient was not named yet
 _SENDER_REFUSED = BounceClass("invalid-sender", "sender", hard=False, rule="mail-from")
 _SESSIONS_PER_TURN = 512  # more connections than this are filled over several turns, so no turn holds up the loop for long
-_SIGNED_PER_TURN = 16  # two times 8 lanes; by OpenSSL a signature takes 0.3 ms, and nothing else is done meanwhile
+_SIGNED_PER_TURN = 8  # so that 8 lanes are full: while one round is made, others answer; and by OpenSSL one takes 0.3 ms each
 _OCTETS_PER_TURN = 4 << 20  # of message content, composed and written
 
 

@@ -36,9 +36,11 @@ cdef int _check_address(bytes address, bint smtputf8, str name) except -1:
 cdef class Message:
     """One message for one recipient, ready to leave.
 
-    `wire` is the complete header and body, ended by CRLF, `size` octets; None once it has left, because nobody needs it any more. `dotted`: the same for DATA (RFC 5321 §4.5.2), None where no line starts with
-    a dot. `eight_bit`: it needs 8BITMIME. `mail_from` may be empty (the null sender). `ref` is the caller's and never looked at. `phase` tells how much of it has left. `alone`, to be set before it
-    is submitted: nothing else is in flight on its connection, so that a lost link tells something about this message.
+    `wire` is the complete header and body, ended by CRLF, `size` octets; None once it has left, because nobody needs it any more.
+    `dotted`: the same for DATA (RFC 5321 §4.5.2), None where no line starts with a dot. `eight_bit`: it needs 8BITMIME.
+    `mail_from` may be empty (the null sender). `ref` is the caller's and never looked at. `phase` tells how much of it has left.
+    `alone`, to be set before it is submitted: nothing else is in flight on its connection, so that a lost link tells something
+    about this message.
     Raises ValueError for an address that would break a command line and for content not ended by CRLF.
     """
 
