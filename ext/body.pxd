@@ -20,7 +20,7 @@ cdef struct Wire:
 
 
 cdef inline void begin(Wire* wire) noexcept:
-    """Nothing written, no memory yet."""
+    """Nothing written, no memory yet: for a Wire on the stack; one in an object begins so."""
     memset(wire, 0, sizeof(Wire))
 
 

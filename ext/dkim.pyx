@@ -204,11 +204,6 @@ cdef class Fields:
     cdef list beginnings, sizes
     cdef Wire header, body, field
 
-    def __cinit__(self):
-        begin(&self.header)
-        begin(&self.body)
-        begin(&self.field)
-
     def __init__(self, list keys not None):
         self.beginnings = []
         self.sizes = []

@@ -8,7 +8,7 @@ cimport cython
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
-from ext.body cimport Wire, begin, let_go, put, put_base64, put_bytes, put_lines, start_bytes, taken, utf8
+from ext.body cimport Wire, let_go, put, put_base64, put_bytes, put_lines, start_bytes, taken, utf8
 from ext.body import Unfit, Unsendable
 from ext.header cimport mailbox, put_unstructured
 from ext.recipient cimport UNSUBSCRIBE, Names, Row
@@ -146,7 +146,6 @@ cdef class Layout:
     cdef Row row
 
     def __cinit__(self):
-        begin(&self.wire)
         self.expected = 4096
 
     def __dealloc__(self):

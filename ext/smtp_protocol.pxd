@@ -51,9 +51,6 @@ cdef class Message:
     cdef bint answered
 
 
-cdef bytes take_content(Message m, bint stuffed)
-
-
 cdef Message new_message(bytes mail_from, bytes rcpt, bytes wire, object ref, bint smtputf8, bytes dotted, bint eight_bit)
 
 
