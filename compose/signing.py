@@ -6,6 +6,7 @@ Keys are parsed once per process and shared by all campaigns of a domain; nothin
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -32,7 +33,7 @@ MAX_PARSED: Final = 20_000  # about 9 KiB each once it has signed; of those not 
 class SigningKey:
     """One key, parsed. `repr` shows no key. `lanes` sign eight at once where they can."""
 
-    __slots__ = ("_lane_key", "_lanes", "algorithm", "domain", "octets", "private", "selector")
+    __slots__ = ("_lane_key", "_lanes", "_sign", "algorithm", "domain", "octets", "private", "selector")
 
     def __init__(
         self, domain: str, selector: str, algorithm: str, private: dkim_keys.PrivateKey, *, lanes: signing_lanes.Lanes | None = None
@@ -42,6 +43,8 @@ class SigningKey:
         self.algorithm = algorithm
         self.private = private
         self.octets = dkim_keys.signature_octets(private)
+        # RFC 8463 §3: PureEdDSA over the hash
+        self._sign = partial(private.sign, padding=_PADDING, algorithm=_PREHASHED) if isinstance(private, rsa.RSAPrivateKey) else private.sign
         self._lanes = lanes
         self._lane_key: signing_lanes.LaneKey | None = None
         if lanes is not None and isinstance(private, rsa.RSAPrivateKey) and lanes.takes(private):
@@ -52,14 +55,9 @@ class SigningKey:
 
     def sign(self, digests: list[bytes]) -> list[bytes]:
         """The signatures of SHA-256 hashes, in order. OpenSSL works without the GIL, and checks each RSA signature against faults."""
-        private = self.private
-        if isinstance(private, rsa.RSAPrivateKey):
-            made: list[bytes] = []
-            if self._lanes is not None and self._lane_key is not None:
-                made = self._lanes.sign(self._lane_key, digests)
-            sign = private.sign
-            return made + [sign(digest, _PADDING, _PREHASHED) for digest in digests[len(made) :]]
-        return [private.sign(digest) for digest in digests]  # RFC 8463 §3: PureEdDSA over the hash
+        made = self._lanes.sign(self._lane_key, digests) if self._lanes is not None and self._lane_key is not None else []
+        sign = self._sign
+        return made + [sign(digest) for digest in digests[len(made) :]]
 
 
 class DkimSigner:
@@ -74,24 +72,10 @@ class DkimSigner:
 
     def sign(self, messages: list[bytes], timestamp: int) -> list[bytes | Invalid]:
         """Each message with its signatures in front; `timestamp` (POSIX seconds) is said in them. Invalid: its header cannot be read."""
-        prepare, complete = self._fields.prepare, self._fields.complete
-        answers: list[bytes | Invalid] = []
-        prepared: list[tuple[int, list[bytes]]] = []
-        hashes: list[list[bytes]] = [[] for _ in self.keys]
-        for message in messages:
-            try:
-                digests, fields = prepare(message, timestamp)
-            except ValueError as error:
-                answers.append(Invalid("header", f"cannot be signed: {error}"))
-                continue
-            prepared.append((len(answers), fields))
-            answers.append(message)
-            for kept, digest in zip(hashes, digests, strict=True):
-                kept.append(digest)
+        hashes, fields = self._fields.prepare(messages, timestamp)
         signatures = [key.sign(digests) for key, digests in zip(self.keys, hashes, strict=True)]
-        for row, (at, fields) in enumerate(prepared):
-            answers[at] = complete(messages[at], fields, [of_key[row] for of_key in signatures])
-        return answers
+        answers = self._fields.complete(messages, fields, signatures)
+        return [answer if isinstance(answer, bytes) else Invalid("header", f"cannot be signed: {answer}") for answer in answers]
 
 
 class ParsedKeys:

@@ -64,6 +64,11 @@ class Lanes:
         self._lock = threading.Lock()  # the buffers are shared and the call lets other threads run
         self._in = ctypes.create_string_buffer(LANES * 512)
         self._out = ctypes.create_string_buffer(LANES * 512)
+        # octets of a key -> where its eight messages stand, and where their signatures come
+        self._places = {
+            size: [_EightPointers(*range(start, start + LANES * size, size)) for start in map(ctypes.addressof, (self._in, self._out))]
+            for size in (bits // 8 for bits in sizes)
+        }
         self._rounds = 0
         self._failed = False
 
@@ -97,12 +102,11 @@ class Lanes:
         return signatures
 
     def _round(self, key: LaneKey, digests: list[bytes]) -> list[bytes] | None:
-        size, source, target = key.octets, ctypes.addressof(self._in), ctypes.addressof(self._out)
-        ctypes.memmove(source, b"".join([part for digest in digests for part in (key.padding, digest)]), LANES * size)
-        messages, results = (_EightPointers(*range(start, start + LANES * size, size)) for start in (source, target))
-        if self._function(messages, results, *key.pointers, key.bits, None, None) != 0:
+        size = key.octets
+        ctypes.memmove(self._in, key.padding + key.padding.join(digests), LANES * size)
+        if self._function(*self._places[size], *key.pointers, key.bits, None, None) != 0:
             return None
-        text = ctypes.string_at(target, LANES * size)
+        text = ctypes.string_at(self._out, LANES * size)
         made = [text[at : at + size] for at in range(0, LANES * size, size)]
         self._rounds += 1
         sample = self._rounds % LANES

@@ -218,12 +218,39 @@ cdef class Fields:
         free(self.body.data)
         free(self.field.data)
 
-    def prepare(self, bytes message not None, unsigned long long timestamp) -> tuple:
-        """(hashes, fields): for each key the SHA-256 that it has to sign, and its field up to where the signature begins.
+    def prepare(self, list messages not None, unsigned long long timestamp) -> tuple:
+        """(hashes, fields): for each key the SHA-256 hashes that it has to sign, and for each message the fields up to its signatures.
 
-        `message` is header and body in CR LF lines; `timestamp` POSIX seconds. Raises ValueError for a message without a From
-        field, or whose header is not made of fields.
+        A message is header and body in CR LF lines; `timestamp` POSIX seconds. For one without a From field, or whose header is not
+        made of fields, a ValueError stands among the fields, and there are no hashes of it.
         """
+        cdef list hashes = [[] for _ in self.sizes], fields = []
+        for message in messages:
+            try:
+                fields.append(self.unfinished(message, timestamp, hashes))
+            except ValueError as error:
+                fields.append(error)
+        return hashes, fields
+
+    def complete(self, list messages not None, list fields not None, list signatures not None) -> list:
+        """The messages with their fields in front, the signatures in them: for each key those of its hashes, in their order.
+
+        Where a ValueError stands among the fields it is the answer. Raises ValueError for a wrong number of signatures, or of octets.
+        """
+        cdef list answers = []
+        cdef Py_ssize_t at = 0, wanted = sum([isinstance(field, list) for field in fields])
+        if [len(of_key) for of_key in signatures] != [wanted] * len(self.sizes):
+            raise ValueError(f"{wanted} messages and {len(self.sizes)} keys need as many signatures of each")
+        for message, field in zip(messages, fields, strict=True):
+            if isinstance(field, list):
+                answers.append(self.finished(message, field, signatures, at))
+                at += 1
+            else:
+                answers.append(field)
+        return answers
+
+    cdef list unfinished(self, bytes message, unsigned long long timestamp, list hashes):
+        """The fields of one message up to the signatures; its hashes are appended, one to those of each key."""
         cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(message)
         cdef Py_ssize_t length = len(message), at = 0, line = 0, covered
         cdef const unsigned char* found
@@ -231,7 +258,7 @@ cdef class Fields:
         cdef int count = 0, each
         cdef unsigned char[32] digest, body_hash
         cdef bint from_seen = False
-        cdef list digests = [], unfinished = []
+        cdef list made = []
         cdef bytes names, stamp
         while True:
             found = <const unsigned char*>memchr(text + at, 10, length - at) if at < length else NULL
@@ -283,9 +310,9 @@ cdef class Fields:
         self.hash_body(text + at, length - at, body_hash)
         stamp = b"%d" % timestamp
         covered = self.header.length
-        for beginning in self.beginnings:
+        for each in range(len(self.sizes)):
             self.field.length = 0
-            put_bytes(&self.field, beginning)
+            put_bytes(&self.field, self.beginnings[each])
             put_bytes(&self.field, stamp)
             put_bytes(&self.field, b";\r\n h=")
             put_bytes(&self.field, names)
@@ -295,23 +322,22 @@ cdef class Fields:
             self.header.length = covered
             _put_relaxed_header(&self.header, self.field.data, 14, self.field.length)
             sha256(self.header.data, self.header.length, digest)
-            digests.append(PyBytes_FromStringAndSize(<const char*>digest, 32))
-            unfinished.append(PyBytes_FromStringAndSize(<const char*>self.field.data, self.field.length))
+            (<list>hashes[each]).append(PyBytes_FromStringAndSize(<const char*>digest, 32))
+            made.append(PyBytes_FromStringAndSize(<const char*>self.field.data, self.field.length))
         if self.header.capacity + self.body.capacity > 1048576:  # one huge message must not hold on to its memory
             let_go(&self.header)
             let_go(&self.body)
-        return digests, unfinished
+        return made
 
-    def complete(self, bytes message not None, list fields not None, list signatures not None) -> bytes:
-        """`message` with its fields in front, the signatures in them. Raises ValueError for one of the wrong length."""
+    cdef bytes finished(self, bytes message, list fields, list signatures, Py_ssize_t row):
         cdef bytes signature
-        if not len(fields) == len(signatures) == len(self.sizes):
-            raise ValueError(f"{len(self.sizes)} keys need as many fields and signatures")
+        cdef Py_ssize_t each
         self.field.length = 0
-        for field, signature, size in zip(fields, signatures, self.sizes):
-            if len(signature) != size:
-                raise ValueError(f"a signature has {len(signature)} octets instead of {size}")
-            put_bytes(&self.field, field)
+        for each in range(len(self.sizes)):
+            signature = signatures[each][row]
+            if len(signature) != self.sizes[each]:
+                raise ValueError(f"a signature has {len(signature)} octets instead of {self.sizes[each]}")
+            put_bytes(&self.field, fields[each])
             _put_base64(&self.field, <const unsigned char*>PyBytes_AS_STRING(signature), len(signature), _LINE)
             put_bytes(&self.field, b"\r\n")
         cdef bytes whole = PyBytes_FromStringAndSize(NULL, self.field.length + len(message))

@@ -28,6 +28,21 @@ cdef object BAD = re.compile(
 cdef object ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+(?: [A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+)*")
 
 
+cdef unsigned char[256] AS_IS  # what stands for an octet in a Q word everywhere, also in a display name (RFC 2047 §5 (3)); 0: its code
+
+
+cdef int _fill_table() except -1:
+    cdef int octet
+    for octet in range(256):
+        AS_IS[octet] = 0
+    for octet in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/":
+        AS_IS[octet] = octet
+    AS_IS[32] = 95
+
+
+_fill_table()
+
+
 cdef str _name_of(str character):
     return f"U+{ord(character):04X}"
 
@@ -111,8 +126,7 @@ cdef int _encoded_words(Wire* wire, const unsigned char* source, Py_ssize_t leng
     reserve(wire, length * 8 + 64)   # an octet is three, and around every 45 of them stand 15
     out = <char*>wire.data + wire.length
     for at in range(length):
-        if not _stands(source[at]) and source[at] != 32:
-            special += 1
+        special += AS_IS[source[at]] == 0
     as_base64 = special * 6 > length  # Q costs 2 more octets for each special one, B a third more for all
     at = 0
     while at < length:
@@ -128,7 +142,7 @@ cdef int _encoded_words(Wire* wire, const unsigned char* source, Py_ssize_t leng
             else:
                 width = used
                 for position in range(end, step):
-                    width += 1 if _stands(source[position]) or source[position] == 32 else 3
+                    width += 1 if AS_IS[source[position]] else 3
             if width > room:
                 break
             used = width
@@ -149,23 +163,13 @@ cdef int _encoded_words(Wire* wire, const unsigned char* source, Py_ssize_t leng
     return 0
 
 
-cdef inline bint _stands(unsigned char octet) noexcept:
-    """Tell whether Q may leave this octet as it is everywhere, also in a display name (RFC 2047 §5 (3))."""
-    return (
-        65 <= octet <= 90 or 97 <= octet <= 122 or 48 <= octet <= 57
-        or octet == 33 or octet == 42 or octet == 43 or octet == 45 or octet == 47
-    )
-
-
 cdef int _q(const unsigned char* source, Py_ssize_t length, char* out) noexcept:
     cdef const char* digits = b"0123456789ABCDEF"
     cdef int written = 0
     cdef Py_ssize_t at
     for at in range(length):
-        if source[at] == 32:
-            out[written] = 95
-        elif _stands(source[at]):
-            out[written] = source[at]
+        if AS_IS[source[at]]:
+            out[written] = AS_IS[source[at]]
         else:
             out[written] = 61
             out[written + 1] = digits[source[at] >> 4]

@@ -18,7 +18,10 @@ lines = st.lists(st.sampled_from([b"a", b" ", b"  ", b"\t", b"\r\n", b"=20", b".
 
 
 def prepared(message: bytes, *keys: tuple[bytes, bytes, bytes, int]) -> tuple[list[bytes], list[bytes]]:
-    return dkim.Fields(list(keys or [KEY])).prepare(message, 1_772_600_767)
+    hashes, [fields] = dkim.Fields(list(keys or [KEY])).prepare([message], 1_772_600_767)
+    if isinstance(fields, ValueError):
+        raise fields
+    return [digest for [digest] in hashes], fields
 
 
 def tag(field: bytes, name: bytes) -> bytes:
@@ -101,8 +104,8 @@ def test_the_length_of_a_field_depends_on_the_key_alone():
     lengths = set()
     for number in range(5):
         message = HEADER + b"\r\n" + b"y" * number * 37 + b"\r\n"
-        _, unfinished = fields.prepare(message, 1_772_600_767 + number)
-        whole = fields.complete(message, unfinished, [bytes([number]) * 256])
+        _, unfinished = fields.prepare([message], 1_772_600_767 + number)
+        [whole] = fields.complete([message], unfinished, [[bytes([number]) * 256]])
         assert whole.endswith(message)
         field = whole[: -len(message)]
         assert all(len(line) <= 78 for line in field.split(b"\r\n"))
@@ -126,7 +129,21 @@ def test_a_message_without_a_proper_header_is_refused(message):
 def test_signatures_of_the_wrong_length_or_number_are_refused():
     fields = dkim.Fields([KEY])
     message = HEADER + b"\r\n"
-    _, unfinished = fields.prepare(message, 1)
-    for signatures in ([], [b"x" * 255], [b"x" * 256] * 2):
+    _, unfinished = fields.prepare([message], 1)
+    for signatures in ([], [[]], [[b"x" * 255]], [[b"x" * 256] * 2], [[b"x" * 256]] * 2):
         with pytest.raises(ValueError, match="signature"):
-            fields.complete(message, unfinished, signatures)
+            fields.complete([message], unfinished, signatures)
+
+
+def test_a_group_is_prepared_and_completed_as_its_messages_are_alone():
+    messages = [HEADER + b"\r\nfirst\r\n", b"no header", HEADER + b"\r\nsecond\r\n"]
+    fields = dkim.Fields([KEY, (b"ed25519-sha256", b"garden.example", b"e", 64)])
+    hashes, unfinished = fields.prepare(messages, 7)
+    assert [len(of_key) for of_key in hashes] == [2, 2]
+    signatures = [[bytes([number]) * size for number in (1, 2)] for size in (256, 64)]
+    answers = fields.complete(messages, unfinished, signatures)
+    assert isinstance(answers[1], ValueError)
+    for row, at in enumerate((0, 2)):
+        alone = fields.prepare([messages[at]], 7)
+        assert alone[0] == [[of_key[row]] for of_key in hashes]
+        assert fields.complete([messages[at]], alone[1], [[of_key[row]] for of_key in signatures]) == [answers[at]]
