@@ -5,7 +5,7 @@ Keys are parsed once per process and shared by all campaigns of a domain; nothin
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -43,12 +43,13 @@ class SigningKey:
         self.algorithm = algorithm
         self.private = private
         self.octets = dkim_keys.signature_octets(private)
-        # RFC 8463 §3: PureEdDSA over the hash
-        self._sign = partial(private.sign, padding=_PADDING, algorithm=_PREHASHED) if isinstance(private, rsa.RSAPrivateKey) else private.sign
+        self._sign: Callable[..., bytes] = private.sign  # RFC 8463 §3: PureEdDSA over the hash
         self._lanes = lanes
         self._lane_key: signing_lanes.LaneKey | None = None
-        if lanes is not None and isinstance(private, rsa.RSAPrivateKey) and lanes.takes(private):
-            self._lane_key = signing_lanes.LaneKey(private)
+        if isinstance(private, rsa.RSAPrivateKey):
+            self._sign = partial(private.sign, padding=_PADDING, algorithm=_PREHASHED)
+            if lanes is not None and lanes.takes(private):
+                self._lane_key = signing_lanes.LaneKey(private)
 
     def __repr__(self) -> str:
         return f"SigningKey({self.selector}._domainkey.{self.domain}, {self.algorithm})"
