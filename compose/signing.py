@@ -6,7 +6,6 @@ Keys are parsed once per process and shared by all campaigns of a domain; nothin
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -33,7 +32,7 @@ MAX_PARSED: Final = 20_000  # about 9 KiB each once it has signed; of those not 
 class SigningKey:
     """One key, parsed. `repr` shows no key. `lanes` sign eight at once where they can."""
 
-    __slots__ = ("_lane_key", "_lanes", "_sign", "algorithm", "domain", "octets", "private", "selector")
+    __slots__ = ("_how", "_lane_key", "_lanes", "algorithm", "domain", "octets", "private", "selector")
 
     def __init__(
         self, domain: str, selector: str, algorithm: str, private: dkim_keys.PrivateKey, *, lanes: signing_lanes.Lanes | None = None
@@ -43,13 +42,12 @@ class SigningKey:
         self.algorithm = algorithm
         self.private = private
         self.octets = dkim_keys.signature_octets(private)
-        self._sign: Callable[..., bytes] = private.sign  # RFC 8463 §3: PureEdDSA over the hash
         self._lanes = lanes
         self._lane_key: signing_lanes.LaneKey | None = None
-        if isinstance(private, rsa.RSAPrivateKey):
-            self._sign = partial(private.sign, padding=_PADDING, algorithm=_PREHASHED)
-            if lanes is not None and lanes.takes(private):
-                self._lane_key = signing_lanes.LaneKey(private)
+        # What stands behind a hash; RFC 8463 §3: PureEdDSA signs the hash itself
+        self._how = (_PADDING, _PREHASHED) if isinstance(private, rsa.RSAPrivateKey) else ()
+        if lanes is not None and isinstance(private, rsa.RSAPrivateKey) and lanes.takes(private):
+            self._lane_key = signing_lanes.LaneKey(private)
 
     def __repr__(self) -> str:
         return f"SigningKey({self.selector}._domainkey.{self.domain}, {self.algorithm})"
@@ -57,8 +55,9 @@ class SigningKey:
     def sign(self, digests: list[bytes]) -> list[bytes]:
         """The signatures of SHA-256 hashes, in order. OpenSSL works without the GIL, and checks each RSA signature against faults."""
         made = self._lanes.sign(self._lane_key, digests) if self._lanes is not None and self._lane_key is not None else []
-        sign = self._sign
-        return made + [sign(digest) for digest in digests[len(made) :]]
+        sign: Callable[..., bytes] = self.private.sign
+        how = self._how
+        return made + [sign(digest, *how) for digest in digests[len(made) :]]
 
 
 class DkimSigner:

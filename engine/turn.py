@@ -178,7 +178,8 @@ class Turn:
 
         Nothing of theirs leaves before: the content they owe and their next command go in one write, and both answers come in one read.
         """
-        now, later = time.monotonic(), set[SmtpSession]()
+        now = time.monotonic()
+        later: set[SmtpSession] = set()
         path: EgressPath
         for path, sessions in turn_steps.by_owner(ready).items():
             rooms, wanted = turn_steps.rooms_of(sessions)
