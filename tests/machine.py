@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from store.postgres import Pool
 ROOT = Path(__file__).resolve().parents[1]
 READY_TIMEOUT_SECONDS = 90.0
 PATIENCE_SECONDS = 90.0  # when a test waits that long, something hangs
+
+Within = Callable[[Sequence[str]], tuple[str, ...]]  # a command -> the command that runs it somewhere
 
 
 class Process:
@@ -59,12 +61,13 @@ class Process:
         return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
 
 
-async def start(name: str, *argv: str, environment: dict[str, str], log: Path) -> Process:
-    """Run `python -m …` and wait for its ready line `NAME ready key=value …`."""
+async def start(name: str, *argv: str, environment: dict[str, str], log: Path, within: Within = tuple) -> Process:
+    """Run `python -m …` and wait for its ready line `NAME ready key=value …`; `within` says in what, as `NameServer.command` does."""
     with log.open("ab") as errors:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *argv, stdout=asyncio.subprocess.PIPE, stderr=errors, cwd=ROOT, env={**os.environ, **environment}
-        )
+            *within((sys.executable, "-m", *argv)), stdout=asyncio.subprocess.PIPE, stderr=errors, cwd=ROOT,
+            env={**os.environ, **environment},
+        )  # fmt: skip
     process = Process(name, child, log)
     assert child.stdout is not None
     try:
@@ -88,13 +91,15 @@ class Machine:
             "SLUICE_REDIS_URL": redis_url,
             "SLUICE_NODE__STATE_DIRECTORY": str(directory),
         }
+        self.within: Within = tuple
         self.processes: list[Process] = []
         self.sink_http = ""
         self.sink_port = 0
 
     async def start(self, name: str, *argv: str, **environment: str) -> Process:
         """Start one more process; it is stopped with the machine."""
-        process = await start(name, *argv, environment={**self.environment, **environment}, log=self.directory / f"{name}.log")
+        log = self.directory / f"{name}.log"
+        process = await start(name, *argv, environment={**self.environment, **environment}, log=log, within=self.within)
         self.processes.append(process)
         return process
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.chaos import world
 from config import keys, load
 from store.postgres import Pool
 from tests.engine.test_connect import make_certificate
 from tests.faults.peers import Fault, Verdict, add_campaign, end_of, sentences, taken, verdict
-from tests.machine import Machine, until
+from tests.machine import Machine, campaign_state, until
 from tests.peers import DROP, HANG, HONEST, RESET, Peer, Script, Step
+from tests.store import seed
 
 RECIPIENTS = 12
 
@@ -176,3 +178,30 @@ async def test_a_server_that_ends_every_connection_is_neither_hammered_nor_costs
         for stage, peer in peers.items():
             nobody_noticed(await verdict(pool, campaigns[stage], taken(peer)), stage)
         assert await pool.fetchval("select max(attempt) from accounting") == 1
+
+
+async def test_servers_whose_names_nobody_answers_for_hold_up_nobody_else(machine: Machine, pool: Pool) -> None:
+    if lacking := world.why_not("named"):
+        pytest.skip(lacking)
+    names = world.NameServer(machine.directory / "resolv.conf")
+    await names.start()
+    names.mode = "silent"
+    try:
+        async with Peer() as peer:
+            for number in range(20):  # two seconds each; one after the other they would take twenty
+                await seed.campaign(pool, recipients=5, host=f"mx{number}.{world.ZONE}", port=25)
+            machine.within = names.command
+            await machine.engine()
+
+            async def asked() -> bool:
+                return names.asked > 0
+
+            await until(asked, "names are looked up", 20.0, machine)
+            campaign = await seed.campaign(pool, recipients=20, port=peer.port)
+
+            async def completed() -> bool:
+                return await campaign_state(pool, campaign) == "completed"
+
+            await until(completed, "the campaign whose server has an address is sent", 10.0, machine)
+    finally:
+        await names.stop()
