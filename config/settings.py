@@ -60,6 +60,7 @@ class Engine(_Section, frozen=True):
     lease_seconds: Seconds = 30.0
     lease_margin_seconds: Seconds = 5.0
     drain_timeout_seconds: Seconds = 30.0
+    fallback_server: str = ""  # name of a delivery server of the operator; stands in for all that have no fallback of their own
     metrics_port: OptionalPort = 0  # first engine's port, the next ones count up; 0: none
 
 

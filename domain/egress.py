@@ -62,3 +62,8 @@ class EgressConfig(msgspec.Struct, frozen=True):
 
     version: int
     servers: dict[int, DeliveryServer]
+    operator: int = 0  # the user whose servers may serve the whole installation; 0: there is none yet
+
+    def fallback(self, name: str) -> DeliveryServer | None:
+        """The operator's delivery server of this name, which may stand in for everybody's."""
+        return next((server for server in self.servers.values() if server.name == name and server.user_id == self.operator), None)

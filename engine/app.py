@@ -266,6 +266,7 @@ class Engine:
         engine = self.settings.engine
         if hasattr(self, "feeder"):
             self.intake.held_batches = engine.held_batches
+            self._version = -1  # look for the fallback server by its name
             self.feeder.batch_recipients = engine.batch_recipients
             self.feeder.low, self.feeder.high = engine.queue_low_batches, engine.queue_high_batches
             self.intake.wake()
@@ -355,6 +356,11 @@ class Engine:
             path = self.paths[gone]
             if path.server.enabled:
                 path.reconfigure(msgspec.structs.replace(path.server, enabled=False, version=path.server.version + 1), "", self._share)
+        name = self.settings.engine.fallback_server
+        fallback = config.fallback(name) if name else None
+        if name and fallback is None:
+            refused[0] = f"engine.fallback_server: the user admin has no delivery server {name!r}; add it, or correct the name"
+        self.intake.fallback_server_id = fallback.id if fallback is not None else 0
         for server_id, reason in refused.items():
             if self._refused.get(server_id) != reason:
                 log.error("delivery server refused", reason=reason)

@@ -121,7 +121,7 @@ class EgressPath:
 
     def needs_fallback(self, now: float) -> bool:
         """Whether no connection could be used for longer than an operator wants to wait for that."""
-        unusable = self.failures and not self.sessions and self.server.fallback_server_id is not None
+        unusable = self.failures and not self.sessions
         return bool(unusable) and now - self.health.failing_since >= self.server.limits.fallback_after_seconds
 
     @property

@@ -71,6 +71,7 @@ class Intake:
         self._queue: tuple[int, str] | None = None  # the only one that had something when we last looked at each
         self._looked_at = 0.0
         self._asked = False  # a lease for those was asked for and the answer was lost
+        self.fallback_server_id = 0  # of those that have none of their own
         self._handing_back = asyncio.Lock()
         self._wake = asyncio.Event()
         self.stopping = False
@@ -277,7 +278,7 @@ class Intake:
     def _way(self, home: EgressPath) -> EgressPath:
         """The path that sends what belongs to `home` now. A fallback's own fallback is never asked: no chains, no circles."""
         if home.needs_fallback(time.monotonic()):
-            fallback = self._paths.get(home.server.fallback_server_id or 0)
+            fallback = self._paths.get(home.server.fallback_server_id or self.fallback_server_id)
             if fallback is not None and fallback.takes_over:
                 return fallback
         return home

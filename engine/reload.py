@@ -14,6 +14,7 @@ RELOADABLE: Final = frozenset(
         "engine.queue_high_batches",
         "engine.held_batches",
         "engine.drain_timeout_seconds",
+        "engine.fallback_server",
     }
 )
 # Replaced at the start by where the private servers are

@@ -7,7 +7,7 @@ import msgspec
 from domain.campaign import CampaignContent
 from domain.egress import DeliveryServer, DeliveryServerLimits, EgressConfig
 from domain.errors import NotFound
-from store import campaigns
+from store import campaigns, dkim
 from store.postgres import Pool
 
 _ALIVE_SECONDS = 10  # an engine not seen for longer has no share of the limits
@@ -63,6 +63,7 @@ async def egress_config(pool: Pool, refused: Callable[[int, str], None] | None =
     """
     async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
         version = await conn.fetchval("select version from egress_version")
+        operator = await dkim.operator(conn)
         rows = await conn.fetch(
             "select id, user_id, name, host, port, security, connect_timeout_seconds, username, password_sealed, link_domain, "
             "open_domain, mfrom, enforced_from, use_list_sender_as_mfrom, use_list_sender_as_from, "
@@ -79,7 +80,7 @@ async def egress_config(pool: Pool, refused: Callable[[int, str], None] | None =
             refused(row["id"], f"delivery server {row['name']}: its limits cannot be read: {error}")
             continue
         servers[row["id"]] = DeliveryServer(**fields)
-    return EgressConfig(version, servers)
+    return EgressConfig(version, servers, operator)
 
 
 async def campaign_states(pool: Pool, campaign_ids: list[int]) -> dict[int, str]:

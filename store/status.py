@@ -192,7 +192,7 @@ async def gather(pool: Pool, client: redis.asyncio.Redis, user_id: int | None = 
     trouble += [f"inbound {process.id}: {sentence}" for process in receivers for sentence in process.trouble]
     trouble += [f"delivery server {s.name}: {s.sentence}" for s in server_states if s.state in ("suspended", "failing")]
     trouble += [f"campaign {row['name']}: {row['pause_reason']}" for row in campaigns if row["pause_reason"]]
-    closed = {row["id"]: row["name"] for row in servers if not row["enabled"] and row["fallback_server_id"] is None}
+    closed = {row["id"]: row["name"] for row in servers if not row["enabled"]}
     trouble += [
         f"campaign {row['name']}: waits for delivery server {closed[row['delivery_server_id']]}, which is switched off"
         for row in campaigns
@@ -248,7 +248,7 @@ async def _from_postgresql(
 ) -> tuple[tuple[Sequence[asyncpg.Record], Sequence[asyncpg.Record]], dict[str, float | None]]:
     async with connection(pool, timeout_seconds=TIMEOUT_SECONDS) as conn:
         servers = await conn.fetch(
-            "select id, user_id, name, host, port, enabled, fallback_server_id from delivery_servers "
+            "select id, user_id, name, host, port, enabled from delivery_servers "
             "where ($1::bigint is null or user_id = $1) and deleted_at is null order by id",
             user_id,
         )

@@ -6,7 +6,9 @@ import json
 import socket
 from collections import Counter
 
-from store.postgres import Pool
+from store import inbound, status, users
+from store.batch_queue import connect
+from store.postgres import Pool, transaction
 from tests.engine.test_eight_bit import made_again
 from tests.engine.test_signed_mail import SECRET
 from tests.faults.peers import sentences
@@ -92,6 +94,37 @@ async def test_what_waits_for_a_dead_server_goes_out_through_its_fallback_and_la
             assert await servers_of(pool, again) in ({("d", first): 5}, {("d", second): 5})
             assert relay.accepted, "nothing came home"
             assert {message.mail_from.rpartition("@")[2] for message in relay.accepted} == {"bounces.sender.example"}
+
+
+async def test_the_operators_server_stands_in_for_one_that_has_no_fallback_of_its_own(machine: Machine, pool: Pool) -> None:
+    machine.environment |= {"SLUICE_SECRETS__KEY": SECRET, "SLUICE_ENGINE__FALLBACK_SERVER": "common"}
+    async with Peer() as common, connect(machine.environment["SLUICE_REDIS_URL"], 5.0) as redis:
+        await machine.engine()
+        campaign = await seed.campaign(pool, recipients=300, port=free_port(), limits={"fallback_after_seconds": 1.0})
+
+        async def missed() -> bool:
+            said = (await status.gather(pool, redis)).trouble
+            return any("engine.fallback_server: the user admin has no delivery server 'common'" in sentence for sentence in said)
+
+        await until(missed, "the status says that there is no such server", 10.0, machine)
+        insert = (
+            "insert into delivery_servers (user_id, name, host, port, security, mfrom) "
+            "values ($1, 'common', '127.0.0.1', $2, 'none', 'common.example') returning id"
+        )
+        await pool.fetchval(insert, await pool.fetchval("insert into users (name) values ('stranger') returning id"), free_port())
+        async with transaction(pool) as conn:
+            spare = await conn.fetchval(insert, await users.admin_id(conn), common.port)
+            await conn.execute("update egress_version set version = version + 1")
+        await completed(pool, campaign, machine)
+        assert await servers_of(pool, campaign) == {("d", spare): 300}, "not through that of another user with the same name"
+        assert {message.mail_from.rpartition("@")[2] for message in common.accepted} == {"common.example"}
+        made = await made_again(pool, campaign, 1)
+        [sent] = [message for message in common.accepted if message.rcpt == made.recipient]
+        assert base64.b64decode(made.message) == sent.content
+        user = await pool.fetchval("select user_id from campaigns where id = $1", campaign)
+        page = await inbound.sent(pool, user, campaign, 1, timeout_seconds=10.0)
+        assert page is not None
+        assert page.server.id == spare, "the web view is made for the server that was used"
 
 
 async def test_two_dead_servers_that_stand_in_for_each_other_lose_nobody_and_send_once(machine: Machine, pool: Pool) -> None:

@@ -106,6 +106,7 @@ def test_the_length_of_a_field_depends_on_the_key_alone():
         message = HEADER + b"\r\n" + b"y" * number * 37 + b"\r\n"
         _, unfinished = fields.prepare([message], 1_772_600_767 + number)
         [whole] = fields.complete([message], unfinished, [[bytes([number]) * 256]])
+        assert isinstance(whole, bytes)
         assert whole.endswith(message)
         field = whole[: -len(message)]
         assert all(len(line) <= 78 for line in field.split(b"\r\n"))
@@ -130,7 +131,8 @@ def test_signatures_of_the_wrong_length_or_number_are_refused():
     fields = dkim.Fields([KEY])
     message = HEADER + b"\r\n"
     _, unfinished = fields.prepare([message], 1)
-    for signatures in ([], [[]], [[b"x" * 255]], [[b"x" * 256] * 2], [[b"x" * 256]] * 2):
+    wrong: list[list[list[bytes]]] = [[], [[]], [[b"x" * 255]], [[b"x" * 256] * 2], [[b"x" * 256]] * 2]
+    for signatures in wrong:
         with pytest.raises(ValueError, match="signature"):
             fields.complete([message], unfinished, signatures)
 
