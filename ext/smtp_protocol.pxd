@@ -106,7 +106,6 @@ cdef class SmtpProtocol:
     cdef bytearray kept
 
     # first words of accepted replies, learned from the first accepted message
-    cdef unsigned long long word_rset
     cdef unsigned long long word_mail
     cdef unsigned long long word_rcpt
     cdef unsigned long long word_final

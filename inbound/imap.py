@@ -8,6 +8,7 @@ from inbound.mailbox_link import MAX_LISTED, Link
 _LITERAL = re.compile(rb"\{(\d{1,12})\+?\}$")
 _FETCHED = re.compile(rb"^\* \d+ FETCH \(.*?\bUID (\d+)\b", re.DOTALL)
 _SIZE = re.compile(rb"\bRFC822\.SIZE (\d+)")
+_NOTHING = re.compile(rb'\bBODY\[\] (?:""|NIL|(?=[ )]))', re.IGNORECASE)  # a message of no octets, its literal taken out
 _UIDVALIDITY = re.compile(rb"\[UIDVALIDITY (\d+)\]", re.IGNORECASE)
 _AT_ONCE = 200  # UIDs in one command: command lines are limited, too
 
@@ -110,7 +111,7 @@ class Imap(Link):
         number = uid.rpartition(".")[2]
         for line, literal in await self._command(f"UID FETCH {number} BODY.PEEK[]", "FETCH", max_bytes):
             known = _FETCHED.search(line)
-            if literal and known and known[1].decode() == number:
+            if known and known[1].decode() == number and (literal or _NOTHING.search(line)):
                 return literal
         raise self.trouble(f"message {uid} was listed and is not there")
 

@@ -114,6 +114,15 @@ async def test_a_message_with_a_sender_nobody_can_store_does_not_hold_up_the_oth
             await until_empty(server)
 
 
+async def test_a_message_of_no_octets_does_not_hold_up_the_others(pool: Pool, world: World, protocol: str, password_file: Path) -> None:
+    async with mail_store() as server:
+        server.add(b"")
+        server.add(bounce(world, "behind it"))
+        async with reading(pool, world, at(server, protocol, password_file)):
+            assert b"" in [message.strip() for message in await until_kept(pool, 2)]
+            await until_empty(server)
+
+
 @pytest.mark.parametrize(
     ("protocol", "break_at"),
     [("pop3", "RETR 3"), ("pop3", "DELE"), ("pop3", "QUIT"), ("imap", "UID FETCH 3"), ("imap", "STORE"), ("imap", "EXPUNGE")],
