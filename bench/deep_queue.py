@@ -58,7 +58,7 @@ class DeepQueue:
 
     async def _queue(self, server: int, recipients: int) -> int:
         """Make a campaign with all its recipients and batches and let it run."""
-        batch = Settings().engine.batch_recipients
+        batch = feed.batch_size(recipients, Settings().engine.batch_recipients)
         async with transaction(self._bench.pool) as connection:
             campaign = await self._bench.insert_campaign(connection, self._case, server)
             tables = await feed.make_partitions(connection, campaign)

@@ -53,10 +53,10 @@ class Engine(_Section, frozen=True):
     """The sending processes."""
 
     processes: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0  # 0: one per core
-    batch_recipients: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 500
-    queue_low_batches: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 8  # per campaign in Redis: below this the feeder announces more ...
-    queue_high_batches: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 32  # ... up to this
-    held_batches: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4  # per delivery server and engine
+    batch_recipients: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 2000  # at most; 500 in a small campaign
+    queue_low_batches: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 6  # per campaign in Redis: below this the feeder announces more ...
+    queue_high_batches: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 16  # ... up to this
+    held_batches: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3  # per delivery server and engine
     lease_seconds: Seconds = 30.0
     lease_margin_seconds: Seconds = 5.0
     drain_timeout_seconds: Seconds = 30.0

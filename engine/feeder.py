@@ -31,7 +31,7 @@ _SLOW_TICK_SECONDS = 1.0  # ended leases, lost announcements, completion
 _RETRY_TICK_SECONDS = 0.2
 _TURN_SECONDS = 1.0  # of a tick, for campaigns with very many to cancel or to try again: the others wait to be fed
 _UNLEASED_SECONDS = 3.0  # an announcement older than this that is not in the queue was lost on the way
-_PACKED_AT_ONCE = 4  # batches
+_PACKED_AT_ONCE = 2000  # recipients
 _LOCK_IDLE_SECONDS = 15.0  # a leader that stands still for so long loses the lead; longer than any wait for Redis
 _LONG_ANSWER_SECONDS = 2.0  # PostgreSQL that takes longer for its clock stood still
 _LONGEST_PAUSE_SECONDS = 1.0  # while PostgreSQL is away
@@ -268,8 +268,9 @@ class Feeder:
                 pushed = 0
                 try:
                     # A few at a time: what is packed together stays small enough for memory that is used again
-                    for start in range(0, len(announcements), _PACKED_AT_ONCE):
-                        some = announcements[start : start + _PACKED_AT_ONCE]
+                    at_once = max(1, _PACKED_AT_ONCE // max((len(each.done) for each in announcements), default=1))
+                    for start in range(0, len(announcements), at_once):
+                        some = announcements[start : start + at_once]
                         batches = [await self._pack(conn, campaign, announcement) for announcement in some]
                         await batch_queue.push(self._redis, mail_class, batches)
                         pushed += len(batches)

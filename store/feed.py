@@ -18,7 +18,10 @@ from store.postgres import Connection, Pool, PooledConnection
 
 FEEDER_LOCK = 0x51C1CE01  # pg advisory lock: who holds it is the feeder
 _PREPARE_TIMEOUT_SECONDS = 3600.0
-_CANCEL_BATCHES_AT_ONCE = 100
+_CANCEL_BATCHES_AT_ONCE = 25
+# A batch costs its engine three milliseconds, however many are in it; but all engines are to have a share of a campaign
+_LEAST_RECIPIENTS = 500
+_SHARED_BATCHES = 32
 
 
 class ActiveCampaign(msgspec.Struct, frozen=True):
@@ -85,8 +88,13 @@ async def attach_partitions(conn: Connection | PooledConnection, campaign_id: in
         await conn.execute(f"alter table {table} drop constraint {table}_only")
 
 
+def batch_size(count: int, most: int) -> int:
+    """How many recipients each batch of a campaign to `count` of them has."""
+    return min(most, max(_LEAST_RECIPIENTS, -(-count // _SHARED_BATCHES)))
+
+
 async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_recipients: int) -> int:
-    """Number the recipients of a started campaign and cut them into batches, in one transaction. Returns their number.
+    """Number the recipients of a started campaign and cut them into batches of at most so many, in one transaction. Returns their number.
 
     The partitions are filled before they are attached: the parents are locked for a moment only, and the indexes are built
     once instead of being kept up row by row. Whatever state the campaign got meanwhile (paused, cancelling) is kept.
@@ -105,13 +113,14 @@ async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_r
             timeout=timeout,
         )
         count = int(inserted.rpartition(" ")[2])
-        batches = -(-count // batch_recipients)
+        size = batch_size(count, batch_recipients)
+        batches = -(-count // size)
         await conn.execute(
             f"insert into {tables['batches']} (campaign_id, batch, first_number, last_number, done) "
             "select $1, n + 1, n * $2 + 1, least((n + 1) * $2, $3), repeat('0', (least((n + 1) * $2, $3) - n * $2)::int)::varbit "
             "from generate_series(0, $4::int - 1) n",
             campaign_id,
-            batch_recipients,
+            size,
             count,
             batches,
             timeout=timeout,

@@ -20,6 +20,15 @@ async def active(pool: Pool, campaign: int) -> feed.ActiveCampaign:
         return next(c for c in await feed.active_campaigns(conn) if c.id == campaign)
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "size"),
+    [(0, 2000, 500), (7, 2000, 500), (16_000, 2000, 500), (40_000, 2000, 1250), (64_000, 2000, 2000), (10_000_000, 2000, 2000),
+     (40_000, 100, 100), (7, 1, 1)],
+)  # fmt: skip
+def test_a_campaign_is_cut_into_shares_for_all_engines_and_batches_worth_their_cost(count: int, most: int, size: int) -> None:
+    assert feed.batch_size(count, most) == size
+
+
 @pytest.mark.parametrize(("recipients", "sizes"), [(0, []), (1, [1]), (500, [500]), (1001, [500, 500, 1])])
 async def test_recipients_are_numbered_once_and_cut_into_batches(pool: Pool, recipients: int, sizes: list[int]) -> None:
     campaign = await seed.campaign(pool, recipients=recipients)
