@@ -103,7 +103,7 @@ def test_every_problem_is_reported_with_file_line_key_and_reason(tmp_path):
         ("[engine]\nlease_seconds = nan", "must be a number from 0.01 to 86400"),
         ("[engine]\nlease_seconds = inf", "must be a number from 0.01 to 86400"),
         ("[engine]\nlease_seconds = 4", "engine.lease_margin_seconds: must be less than lease_seconds (4)"),
-        ("[engine]\nqueue_low_batches = 40", "must not be above queue_high_batches (32)"),
+        ("[engine]\nqueue_low_batches = 40", "must not be above queue_high_batches (16)"),
         ("[redis]\ntimeout_seconds = 0", "must be a number from 0.01"),
         ("[node]\nlog_level = 'loud'", "must be one of debug, error, info, warning (got 'loud')"),
         ('[node]\nname = "a\\nb"', "control character"),
