@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -87,6 +88,20 @@ class Run:
             runs = self._runs
             self._add(await asyncio.to_thread(peers.rows_of, name, lambda: [once() for _ in range(runs)], note=note))
 
+    async def _against(self, name: str, once: Callable[[], Sample], case: Case, *, note: str = "") -> None:
+        """A peer with the engine beside it."""
+        if not self._wants(name):
+            return
+        try:
+            others, engine = await self._beside(once, case)
+        except (SluiceError, *peers.CANNOT_RUN) as error:
+            self._add(measure.skipped(name, str(error)))
+            return
+        row = measure.row(name, others)
+        row.engine_cpu_us_per_message = measure.row(case.name, engine).cpu_us_per_message
+        row.note = "; ".join(filter(None, (note, f"the engine beside it {row.engine_cpu_us_per_message} us")))
+        self._add(row)
+
     async def everything(self) -> None:
         """All groups that are wanted."""
         smtp, http, sink = await self._bench.sink(0.0)
@@ -116,7 +131,7 @@ class Run:
         if not self._wants(goals.FLOOR, goals.SOURCE, goals.ENGINE):
             return
         others, recipients = self._others, 30_000 if self._quick else 60_000
-        missing = "" if peers.smtp_source_path() else "smtp-source is not installed (Debian: apt install postfix)"
+        missing = "" if peers.smtp_source_path() else peers.NO_SMTP_SOURCE
         floor: list[Sample] = []
 
         def before() -> Sample:
@@ -201,30 +216,42 @@ class Run:
         return Row(name=goals.IDLE, connections=found["connections"], bytes_per_connection=each, runs=1, note=note)
 
     async def _peers(self) -> None:
-        others = self._others
-        await self._peer(goals.AIOSMTPLIB, lambda: others.python("aiosmtplib", 1000))
+        others, plain, signed = self._others, *self._letters()
+        await self._against(goals.AIOSMTPLIB, lambda: others.python("aiosmtplib", 1000), plain)
         await self._peer("aiosmtplib, constant octets, 20 connections", lambda: others.python("aiosmtplib-constant", 8000))
         await self._peer("smtplib + EmailMessage, 1 connection", lambda: others.python("smtplib", 1000))
         await self._peer("smtplib, constant octets, 1 connection", lambda: others.python("smtplib-constant", 5000))
-        await self._peer(goals.NODEMAILER, lambda: others.nodemailer(3000))
-        await self._peer(goals.NODEMAILER_SIGNED, lambda: others.nodemailer(2000, signed=True))
+        await self._against(goals.NODEMAILER, lambda: others.nodemailer(3000), plain)
+        await self._against(goals.NODEMAILER_SIGNED, lambda: others.nodemailer(2000, signed=True), signed)
+
+    def _letters(self) -> tuple[Case, Case]:
+        """What the engine sends beside a peer: unsigned, and signed the best way there is."""
+        lanes = signing_lanes.load() is not None
+        signed = Case(name=goals.LANES, recipients=15_000, domains=1) if lanes else Case(name=goals.OPENSSL, recipients=5_000, domains=1)
+        return Case(name=goals.ENGINE, recipients=60_000), signed
 
     async def _relays(self) -> None:
-        root, port, node = self._directory / "relay", self._others.port, self._node_directory
+        root, port, node, others = self._directory / "relay", self._others.port, self._node_directory, self._others
         note = "receiving from smtp-source and the disk queue included"
-        for name, messages, started in (
-            (goals.POSTFIX, 2000, lambda: relays.postfix(root, port)),
-            (goals.POSTFIX_SIGNED, 1000, lambda: relays.postfix(root, port, signed=True)),
-            ("Haraka relay, 1 process", 1500, lambda: relays.haraka(root, port, node)),
-        ):
-            if self._wants(name):
-                self._add(await asyncio.to_thread(peers.rows_of, name, lambda: self._relayed(started, messages), note=note))  # noqa: B023
-
-    def _relayed(self, started: Callable[[], contextlib.AbstractContextManager[relays.Relay]], messages: int) -> list[Sample]:
-        if not peers.smtp_source_path():
-            raise RuntimeError("smtp-source, which hands over the mail, is not installed (Debian: apt install postfix)")
-        with started() as relay:
-            return relays.measured(relay, self._others, messages, self._runs)
+        plain, signed = self._letters()
+        ways: tuple[tuple[str, int, Case, Callable[[], contextlib.AbstractContextManager[relays.Relay]]], ...] = (
+            (goals.POSTFIX, 2000, plain, lambda: relays.postfix(root, port)),
+            (goals.POSTFIX_SIGNED, 1000, signed, lambda: relays.postfix(root, port, signed=True)),
+            ("Haraka relay, 1 process", 1500, plain, lambda: relays.haraka(root, port, node)),
+        )
+        for name, messages, case, started in ways:
+            if not self._wants(name):
+                continue
+            relay_runs = contextlib.ExitStack()
+            try:
+                relay = await asyncio.to_thread(relay_runs.enter_context, started())
+                await asyncio.to_thread(relays.once, relay, others, relays.WARM_UP)
+                once = partial(relays.once, relay, others, messages)
+                await self._against(name, once, case, note=note)
+            except peers.CANNOT_RUN as error:
+                self._add(measure.skipped(name, str(error)))
+            finally:
+                await asyncio.to_thread(relay_runs.close)
 
     async def _two(self) -> None:
         plain = (

@@ -21,6 +21,8 @@ from bench.measure import Row, Sample
 from compose import dkim_keys
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+NO_SMTP_SOURCE: Final = "smtp-source is not installed (Debian: apt install postfix)"
+CANNOT_RUN: Final = (RuntimeError, OSError, subprocess.SubprocessError, ValueError)  # what a peer that is not there raises
 _LIMIT_SECONDS: Final = 120.0
 _NPM_SECONDS: Final = 60.0
 _PACKAGES: Final = ("nodemailer", "handlebars")
@@ -116,8 +118,10 @@ class Peers:
         )  # fmt: skip
 
     def smtp_source(self, messages: int, *, connections: int = 20, port: int = 0, sender: str = newsletter.FROM_EMAIL) -> Sample:
-        """Postfix's load generator: C, constant octets, connections kept, not pipelined."""
+        """Postfix's load generator: C, constant octets, connections kept, not pipelined. Raises RuntimeError where there is none."""
         program = smtp_source_path()
+        if not program:
+            raise RuntimeError(NO_SMTP_SOURCE)
         argv = [program, "-d", "-s", str(connections), "-m", str(messages), "-l", str(len(newsletter.wire()[2])),
                 "-f", sender, "-t", "b@shore.example", f"inet:127.0.0.1:{port or self._port}"]  # fmt: skip
         watch, sink, wall = measure.Watch(), measure.cpu_seconds(self._sink), time.perf_counter()
@@ -190,5 +194,5 @@ def rows_of(name: str, work: Callable[[], list[Sample]], *, note: str = "") -> R
     """A row of medians, or one that says why there is none."""
     try:
         return measure.row(name, work(), note=note)
-    except (RuntimeError, OSError, subprocess.SubprocessError, ValueError) as error:
+    except CANNOT_RUN as error:
         return measure.skipped(name, str(error))

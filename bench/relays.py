@@ -22,7 +22,7 @@ from bench.peers import Peers, new_key
 SIGNING_DOMAIN: Final = "harbour.example"  # of smtp-source's sender
 _PATIENCE_SECONDS: Final = 120.0
 _START_SECONDS: Final = 20.0
-_WARM_UP: Final = 100
+WARM_UP: Final = 100
 
 POSTFIX_MASTER: Final = """\
 127.0.0.1:{port} inet n - n - - smtpd
@@ -189,14 +189,8 @@ def haraka(root: Path, sink: int, node_directory: Path | None) -> Iterator[Relay
         shutil.rmtree(root, ignore_errors=True)
 
 
-def measured(relay: Relay, others: Peers, messages: int, runs: int) -> list[Sample]:
-    """Send through a relay `runs` times. Raises RuntimeError when not everything arrives."""
-    once(relay, others, _WARM_UP)
-    return [once(relay, others, messages) for _ in range(runs)]
-
-
 def once(relay: Relay, others: Peers, messages: int) -> Sample:
-    """Hand over so many messages, wait until the sink has them."""
+    """Hand over so many messages, wait until the sink has them. Raises RuntimeError when not everything arrives."""
     before, began, watch = others.arrived(), time.perf_counter(), measure.Watch()
     spent, sink = measure.cpu_seconds(*relay.pids()), measure.cpu_seconds(others.sink_pid)
     others.smtp_source(messages, port=relay.port, sender=f"a@{SIGNING_DOMAIN}")
