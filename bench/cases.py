@@ -97,10 +97,7 @@ class Run:
         except (SluiceError, *peers.CANNOT_RUN) as error:
             self._add(measure.skipped(name, str(error)))
             return
-        row = measure.row(name, others)
-        row.engine_cpu_us_per_message = measure.row(case.name, engine).cpu_us_per_message
-        row.note = "; ".join(filter(None, (note, f"the engine beside it {row.engine_cpu_us_per_message} us")))
-        self._add(row)
+        self._add(_with(measure.row(name, others, note=note), "the engine", engine))
 
     async def everything(self) -> None:
         """All groups that are wanted."""
@@ -157,7 +154,7 @@ class Run:
             await self._bench.engines(1, lanes=on)
             alone, engine = await self._beside(cost.once, Case(name=name, recipients=recipients, domains=1))
             signatures += alone
-            self._add(measure.row(name, engine))
+            self._add(_with(measure.row(name, engine), "one signature", alone))
         self._add(measure.row(goals.SIGNATURE, signatures, note="cryptography's OpenSSL, key parsed"))
         if not self._quick:
             note = "a campaign each, at once" + (", 8 lanes" if lanes else "")
@@ -287,6 +284,13 @@ class Run:
                 self._add(measure.row(name, samples, note="windows of 80,000 messages in full flow"))
             except (SluiceError, OSError) as error:
                 self._add(measure.skipped(name, str(error)))
+
+
+def _with(row: Row, what: str, samples: list[Sample]) -> Row:
+    """`row`, with what was measured beside it."""
+    row.beside_cpu_us_per_message = measure.row(what, samples).cpu_us_per_message
+    row.note = "; ".join(filter(None, (row.note, f"{what} beside it: {row.beside_cpu_us_per_message} us")))
+    return row
 
 
 class Signature:

@@ -50,11 +50,11 @@ def _costs(above: str, below: str) -> _Value:
     return lambda rows: _cpu(rows, above) / _cpu(rows, below)
 
 
-def _against_engine(name: str) -> _Value:
-    """CPU of a peer against that of the engine beside it, run by run."""
+def _beside(name: str) -> _Value:
+    """CPU of a row against that of what was measured beside it, run by run."""
 
     def value(rows: dict[str, Row]) -> float:
-        beside = rows[name].engine_cpu_us_per_message
+        beside = rows[name].beside_cpu_us_per_message
         if not beside:
             raise KeyError(name)
         return _cpu(rows, name) / beside
@@ -87,13 +87,13 @@ def _per_connection(rows: dict[str, Row]) -> float:
 # number, what, how it is computed, at most (-1) or at least (+1), the bound
 _GOALS: Final[tuple[tuple[int, str, _Value, int, float], ...]] = (
     (1, "engine end to end / smtp-source, CPU", _costs(ENGINE, SOURCE), -1, 0.75),
-    (2, "aiosmtplib + EmailMessage / engine, CPU", _against_engine(AIOSMTPLIB), +1, 100.0),
-    (2, "nodemailer pool + Handlebars / engine, CPU", _against_engine(NODEMAILER), +1, 40.0),
-    (2, "Postfix relay / engine, CPU", _against_engine(POSTFIX), +1, 60.0),
-    (3, "signed with 8 lanes / one OpenSSL signature, CPU", _costs(LANES, SIGNATURE), -1, 0.5),
-    (3, "signed by OpenSSL / one OpenSSL signature, CPU", _costs(OPENSSL, SIGNATURE), -1, 1.15),
-    (4, "nodemailer with its DKIM / engine signed, CPU", _against_engine(NODEMAILER_SIGNED), +1, 12.0),
-    (4, "Postfix + opendkim / engine signed, CPU", _against_engine(POSTFIX_SIGNED), +1, 25.0),
+    (2, "aiosmtplib + EmailMessage / engine, CPU", _beside(AIOSMTPLIB), +1, 100.0),
+    (2, "nodemailer pool + Handlebars / engine, CPU", _beside(NODEMAILER), +1, 40.0),
+    (2, "Postfix relay / engine, CPU", _beside(POSTFIX), +1, 60.0),
+    (3, "signed with 8 lanes / one OpenSSL signature, CPU", _beside(LANES), -1, 0.5),
+    (3, "signed by OpenSSL / one OpenSSL signature, CPU", _beside(OPENSSL), -1, 1.15),
+    (4, "nodemailer with its DKIM / engine signed, CPU", _beside(NODEMAILER_SIGNED), +1, 12.0),
+    (4, "Postfix + opendkim / engine signed, CPU", _beside(POSTFIX_SIGNED), +1, 25.0),
     (5, "2 engines / 1, signed, 8 lanes, rate", _rates(LANES_TWO, LANES), +1, 1.6),
     (5, "2 engines / 1, signed, OpenSSL, rate", _rates(OPENSSL_TWO, OPENSSL), +1, 1.6),
     (5, "2 engines, signed, 8 lanes: messages/s", _rates(LANES_TWO), +1, 12_000.0),

@@ -36,7 +36,7 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=False):
     store_cpu_us_per_message: float | None = None  # PostgreSQL and Redis servers, where they run
     foreign_cpu: float | None = None  # cores that others used meanwhile (the median run)
     ratio: float | None = None  # CPU per message against smtp-source of the same run
-    engine_cpu_us_per_message: float | None = None  # of the engine, run by run beside this row, where a goal compares the two
+    beside_cpu_us_per_message: float | None = None  # of what a goal compares it with, measured beside it run by run; the note says what
     connections: int | None = None  # open at once at the sink, at most; only where it was looked at
     memory_mib: float | None = None  # most resident memory of one engine, up to the end of the row
     bytes_per_connection: float | None = None
