@@ -14,9 +14,8 @@ import sys
 from typing import Any
 
 import uvicorn
-import uvloop
 
-from config import logs
+from config import event_loop, logs
 from config.keys import load_keyring
 from config.load import admin_key_path, load, state_directory
 from config.serving import BoundedHttp, Server
@@ -37,7 +36,7 @@ def main() -> int:
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         # private servers are children of the thread that starts them, so this happens outside the event loop
         with embedded.resolve(settings.database.url, settings.redis.url, state_directory(settings)) as backends:
-            uvloop.run(_serve(settings, backends.database_url, backends.redis_url))
+            event_loop.run(_serve(settings, backends.database_url, backends.redis_url))
     except ConfigurationError as error:
         for problem in error.problems:
             sys.stderr.write(f"control: {problem}\n")

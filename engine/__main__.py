@@ -8,17 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import uvloop
-
-from config import load
+from config import event_loop, load
 from config.settings import Settings
 from domain.errors import SluiceError, Unavailable
 from engine.app import Engine
 from store import embedded
 
-# uvloop looks names up in libuv's threads, at most half of them at once, and has four if nobody says more: two servers whose name servers
-# are silent would hold up every other connection
-_RESOLVER_THREADS = 64
 _LONGEST_PAUSE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 60.0
 
@@ -28,7 +23,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engine", description="One Sluice engine process.")
     parser.add_argument("--slot", type=int, default=0, help="number of this process on its machine, from 0")
     arguments = parser.parse_args()
-    os.environ.setdefault("UV_THREADPOOL_SIZE", str(_RESOLVER_THREADS))  # read when the first name is looked up
     try:
         config = os.environ.get("SLUICE_CONFIG")
         settings = load.load(Path(config) if config else None)
@@ -38,7 +32,7 @@ def main() -> int:
             async def run() -> bool:
                 return await Engine(settings, arguments.slot).run()
 
-            return 0 if uvloop.run(run()) else 1
+            return 0 if event_loop.run(run()) else 1
     except SluiceError as error:
         print(f"engine: {error}", file=sys.stderr)
         return 2

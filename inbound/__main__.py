@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import uvloop
-
-from config import load, logs
+from config import event_loop, load, logs
 from domain.errors import SluiceError
 from inbound.app import Inbound
 from store import embedded
@@ -29,7 +27,7 @@ def main() -> int:
             async def run() -> bool:
                 return await Inbound(settings).run()
 
-            return 0 if uvloop.run(run()) else 1
+            return 0 if event_loop.run(run()) else 1
     except SluiceError as failure:
         sys.stderr.write(f"inbound: {failure}\n")
         return 2
