@@ -71,9 +71,9 @@ class Intake:
         self._queue: tuple[int, str] | None = None  # the only one that had something when we last looked at each
         self._looked_at = 0.0
         self._asked = False  # a lease for those was asked for and the answer was lost
-        self.fallback_server_id = 0  # of those that have none of their own
         self._handing_back = asyncio.Lock()
         self._wake = asyncio.Event()
+        self.fallback_server_id = 0  # of those that have none of their own
         self.stopping = False
 
     @property

@@ -33,8 +33,6 @@ cdef unsigned char[256] AS_IS  # what stands for an octet in a Q word everywhere
 
 cdef int _fill_table() except -1:
     cdef int octet
-    for octet in range(256):
-        AS_IS[octet] = 0
     for octet in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/":
         AS_IS[octet] = octet
     AS_IS[32] = 95

@@ -20,8 +20,6 @@ cdef unsigned char[256] ADDRESS  # 1: may stand in a plain local part, 2: in a d
 
 cdef int _fill_table() except -1:
     cdef int octet
-    for octet in range(256):
-        ADDRESS[octet] = 0
     for octet in b"!#$%&'*+/=?^_`{|}~":
         ADDRESS[octet] = 1
     for octet in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789":

@@ -19,7 +19,7 @@ from store.postgres import Connection, Pool, PooledConnection
 FEEDER_LOCK = 0x51C1CE01  # pg advisory lock: who holds it is the feeder
 _PREPARE_TIMEOUT_SECONDS = 3600.0
 _CANCEL_BATCHES_AT_ONCE = 25
-# A batch costs its engine three milliseconds, however many are in it; but all engines are to have a share of a campaign
+# A batch costs its engine two to three milliseconds, however many are in it; but all engines are to have a share of a campaign
 _LEAST_RECIPIENTS = 500
 _SHARED_BATCHES = 32
 
