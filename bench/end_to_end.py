@@ -124,7 +124,7 @@ class Bench:
     async def sink(self, delay_ms: float) -> tuple[str, str, int]:
         """(SMTP address, HTTP address, process id) of a sink that answers so much later."""
         if delay_ms not in self._sinks:
-            argv = machine.python("bench.sink", "--port", "0", "--http-port", "0", "--reply-delay", str(delay_ms))
+            argv = machine.python("bench.sink", "--port", "0", "--http-port", "0", "--reply-delay", str(delay_ms), "--keep", "0")
             made = self._supervisor([Child(name=f"sink.{delay_ms:g}", argv=argv, ready="sink ready")])
             ready = (await made.start())[f"sink.{delay_ms:g}"]
             self._sinks[delay_ms] = (made, ready["smtp"], ready["http"])

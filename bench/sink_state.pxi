@@ -230,16 +230,25 @@ cdef class Sink:
             return self.other
         return DomainCount("(other)", answer)
 
-    cdef bint is_token(self, const char *p) noexcept:
-        cdef uint32_t key = key3(p)
+    cdef object token(self, const char *p, Py_ssize_t n, char stop):
+        """What the word at `p`, which ends at the first `stop`, asks for if it is a token; else None. Three octets tell most apart."""
+        cdef uint32_t key
         cdef int low = 0, high = self.prefix_count, middle
+        cdef Py_ssize_t length = 3
+        if n < 3:
+            return None
+        key = key3(p)
         while low < high:
             middle = (low + high) >> 1
             if self.prefixes[middle] < key:
                 low = middle + 1
             else:
                 high = middle
-        return low < self.prefix_count and self.prefixes[low] == key
+        if low == self.prefix_count or self.prefixes[low] != key:
+            return None
+        while length < n and p[length] != stop:
+            length += 1
+        return self.script.token(p[:length].lower())
 
     cdef int remember(self, uint64_t h) except -1:
         """1 if the hash was seen before, else 0; it is remembered unless the table may not grow any more."""

@@ -41,7 +41,9 @@ cdef class Transaction(Replies):
             self.refuse(b"553 5.6.7 Non-ASCII sender without SMTPUTF8\r\n", None)
             return 0
         cdef bytes sender = PyBytes_FromStringAndSize(address, n)
-        if sink.sender_rules or (n > 3 and (sink.is_token(address) or (at + 4 < n and sink.is_token(address + at + 1)))):
+        if sink.sender_rules or (
+            n and (sink.token(address, at, c"+") is not None or sink.token(address + at + 1, n - at - 1, c".") is not None)
+        ):
             answer = sink.script.for_sender(sender)
             if answer is not None:
                 if not refusal(answer):
@@ -115,10 +117,9 @@ cdef class Transaction(Replies):
             return 0
         recipient = PyBytes_FromStringAndSize(address, n)
         answer = count.answer
-        if at >= 3 and sink.is_token(address):
-            local = sink.script.token(recipient[:at].partition(b"+")[0].lower())
-            if local is not None:
-                answer = local
+        local = sink.token(address, at, c"+")
+        if local is not None:
+            answer = local
         if answer is not None or sink.recipient_rules:
             self.slot_held = True
             answer = sink.script.for_recipient(recipient, self.mail_from, answer, self.number, monotonic())

@@ -144,6 +144,11 @@ def test_deferred_recipients_are_taken_after_n_tries_each(sink):
         ("full+x@y.example", ["250", "552"]),
         ("block@y.example", ["250", "550"]),
         ("accept@bounce.example", OK),
+        ("bounce.x@y.example", OK),
+        ("bouncer@y.example", OK),
+        ("ann@bounces.y.example", OK),
+        ("bo@y.example", OK),
+        ("postmaster", OK),
         ("reject-content@y.example", ["250", "250", "354", "554"]),
         ("450-dot@y.example", ["250", "250", "354", "450"]),
         ("452@y.example", ["250", "452"]),
@@ -171,6 +176,22 @@ def test_answers_at_their_stage(sink, recipient, answers):
             wire.ask("RSET")
             assert wire.mail("ann@y.example") == OK
     assert sink.counters()["domains"].get("y.example", {"accepted": 0})["accepted"] >= (answers == OK and "@y" in recipient)
+
+
+@pytest.mark.parametrize(
+    ("sender", "answer"),
+    [
+        ("550-mail@x.example", "550"),
+        ("550-mail+ann@x.example", "550"),
+        ("ann@550-mail.x.example", "550"),
+        ("550-mail.x@x.example", "250"),
+        ("bounce+ann@bounces.x.example", "250"),
+        ("", "250"),
+    ],
+)
+def test_a_sender_is_refused_where_a_whole_word_of_it_says_so(sink, sender, answer):
+    with Wire(sink) as wire:
+        assert wire.ask(f"MAIL FROM:<{sender}>").startswith(answer)
 
 
 @pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "body", "dot", "accepted"])
