@@ -60,14 +60,19 @@ class Recipient(msgspec.Struct, frozen=True, array_like=True, gc=False):
     data: bytes  # a JSON object: custom field name -> value; decoded only by what needs it
 
 
-class Batch(msgspec.Struct, array_like=True, gc=False):
-    """Recipients moved together through Redis as one packed value. Its identity is (campaign_id, batch).
+class BatchIdentity(msgspec.Struct, array_like=True, gc=False):
+    """Which batch it is: how every packed `Batch` begins."""
+
+    campaign_id: int
+    batch: int
+
+
+class Batch(BatchIdentity, array_like=True, gc=False):
+    """Recipients moved together through Redis as one packed value.
 
     `positions[i]` is the bit of `recipients[i]` in the batch row's progress bitmap.
     """
 
-    campaign_id: int
-    batch: int
     attempt: int  # 1 for the first try at these recipients
     delivery_server_id: int
     composed_at: float  # POSIX seconds, fixed when the batch was first announced: the Date of its messages

@@ -155,11 +155,12 @@ class Intake:
         if self._journal.over_budget:
             return
         # Mostly one campaign is sent, and another command for each empty queue would cost as much as twenty messages
-        now = time.monotonic()
-        if self._queue is not None and now - self._looked_at < _LOOK_SECONDS and await self._take_from({self._queue}):
+        now, count = time.monotonic(), 1
+        if self._queue is None or now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now
+            count = await batch_queue.count_waiting(self._redis, self._paths)
+        if count == 1 and self._queue is not None and await self._take_from({self._queue}):
             return
-        self._looked_at = now
-        count = await batch_queue.count_waiting(self._redis, self._paths)
         queues = await batch_queue.which_waiting(self._redis, self._paths) if count else set()
         self._queue = next(iter(queues)) if len(queues) == 1 else None
         await self._take_from(queues)

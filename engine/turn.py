@@ -39,7 +39,6 @@ BUG_EXIT_CODE = 70  # EX_SOFTWARE; the supervisor starts another one
 # An answer to MAIL FROM that speaks of an unknown mailbox or domain means the sender's: the recipient was not named yet
 _SENDER_REFUSED = BounceClass("invalid-sender", "sender", hard=False, rule="mail-from")
 _SESSIONS_PER_TURN = 512  # more connections than this are filled over several turns, so no turn holds up the loop for long
-_SIGNED_PER_TURN = 8  # so that 8 lanes are full: while one round is made, others answer; and by OpenSSL one takes 0.3 ms each
 _OCTETS_PER_TURN = 4 << 20  # of message content, composed and written
 
 
@@ -413,7 +412,7 @@ def _per_turn(message: Message) -> int:
     most = max(1, _OCTETS_PER_TURN // max(1, message.size))
     held: HeldBatch = message.ref[0]
     compiled = held.campaign.compiled
-    return most if compiled is None or compiled.signer is None else min(most, _SIGNED_PER_TURN)
+    return most if compiled is None or compiled.signer is None else min(most, compiled.signer.at_once)
 
 
 def _build(

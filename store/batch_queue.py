@@ -9,11 +9,12 @@ import redis.asyncio.retry
 import redis.backoff
 import redis.exceptions
 
-from domain.campaign import Batch
+from domain.campaign import Batch, BatchIdentity
 from store import redis_keys
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Batch).decode
+_decode_identity = msgspec.msgpack.Decoder(BatchIdentity).decode  # looks at no recipient
 
 RedisError = redis.exceptions.RedisError
 
@@ -60,13 +61,13 @@ async def which_waiting(client: redis.asyncio.Redis, delivery_server_ids: Iterab
     return {queue for queue, there in zip(queues, found, strict=True) if there}
 
 
-async def head(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str) -> Batch | None:
-    """The batch that will be taken next; None when there is none that can be read."""
+async def head(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str) -> BatchIdentity | None:
+    """Which batch will be taken next; None when there is none that can be read."""
     value: bytes | None = await client.lindex(redis_keys.queue(delivery_server_id, priority_class), 0)  # type: ignore[assignment]
     if not value:
         return None
     try:
-        return _decode(value)
+        return _decode_identity(value)
     except msgspec.MsgspecError:
         return None
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from compose import signing_lanes
-from compose.signing import SigningKey
+from compose.signing import DkimSigner, SigningKey
 from compose.signing_lanes import LANES, LaneKey, Lanes
 
 DIGESTS = [bytes([number]) * 32 for number in range(20)]
@@ -52,6 +52,13 @@ class Library:
 
 def lanes(library: Library) -> Lanes:
     return Lanes(library, frozenset({1024, 2048}))
+
+
+def test_a_turn_signs_one_round_where_there_are_lanes_and_more_where_there_are_none():
+    in_lanes = SigningKey("garden.example", "s1", "rsa-sha256", private(1024), lanes=lanes(Library()))
+    alone = SigningKey("garden.example", "s2", "rsa-sha256", private(1024))
+    assert DkimSigner([in_lanes]).at_once == DkimSigner([alone, in_lanes]).at_once == LANES
+    assert DkimSigner([alone]).at_once > LANES
 
 
 @pytest.mark.parametrize("bits", [1024, 2048])

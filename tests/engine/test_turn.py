@@ -108,5 +108,5 @@ def test_few_large_messages_are_composed_in_a_turn_and_few_signed_ones() -> None
 
     assert turn._per_turn(message(100_000, None)) == 41
     assert turn._per_turn(message(10_000_000, None)) == 1
-    assert turn._per_turn(message(10_000, "signs")) == 8
-    assert turn._per_turn(message(10_000_000, "signs")) == 1
+    assert turn._per_turn(message(10_000, SimpleNamespace(at_once=8))) == 8
+    assert turn._per_turn(message(10_000_000, SimpleNamespace(at_once=8))) == 1
