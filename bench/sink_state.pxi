@@ -221,7 +221,7 @@ cdef class Sink:
         cdef object found = self.domains.get(name)
         if found is not None:
             return <DomainCount>found
-        answer = self.script.token(name.partition(b".")[0])
+        answer = self.token(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), c".")
         if len(self.domains) < MAX_DOMAINS:
             found = DomainCount(name.decode("utf-8", "replace"), answer)
             self.domains[name] = found

@@ -155,7 +155,7 @@ class Intake:
         if self._journal.over_budget:
             return
         # Mostly one campaign is sent, and another command for each empty queue would cost as much as twenty messages
-        now, count = time.monotonic(), 1
+        now, count = time.monotonic(), 1  # `_queue` alone had something when it was asked last
         if self._queue is None or now - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = now
             count = await batch_queue.count_waiting(self._redis, self._paths)
