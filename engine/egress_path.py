@@ -222,9 +222,10 @@ class EgressPath:
         elif session.facts.in_doubt > 1:
             self.health.lost_window(session.facts.in_doubt, time.monotonic())
             self._use_less()
-        if not trouble:
-            self.answered(session)
-        elif session.sent <= session.facts.unanswered:
+        answered = session.sent > session.facts.unanswered
+        if answered or not trouble:
+            self.health.answered(session.connection_id, last=answered and not self.sessions)
+        else:
             # It answered nobody: opening the next one at once would be a loop
             self._failed(reason, session.connection_id, connected=True)
         self.wake()

@@ -67,9 +67,12 @@ class PathHealth:
         """Whether that connection was begun after the last failure."""
         return connection > self._failed_at
 
-    def answered(self, connection: int) -> bool:
-        """A recipient was decided on that connection; True when that ends a series of failures."""
-        if not self.failures or connection <= self._failed_at:
+    def answered(self, connection: int, *, last: bool = False) -> bool:
+        """A recipient was decided on that connection; True when that ends a series of failures.
+
+        `last`: it has ended since and no other one is left. What failed beside it is over then, unless an operator has to mend it.
+        """
+        if not self.failures or (connection <= self._failed_at and not (last and not self.permanent)):
             return False
         self.failures, self.permanent, self.retry_at, self.failure = 0, False, 0.0, ""
         return True

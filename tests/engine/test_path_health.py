@@ -24,6 +24,17 @@ def test_a_connection_begun_after_the_failure_fails_again_or_ends_it() -> None:
     assert (health.failures, health.retry_at) == (0, 0.0)
 
 
+def test_what_failed_beside_the_last_connection_is_over_with_it_unless_an_operator_has_to_act() -> None:
+    health = PathHealth(0.0)
+    fail(health, 2, 3)
+    assert not health.answered(1), "the server lets no more of them in"
+    assert health.answered(1, last=True)
+    assert health.failures == 0
+    fail(health, 4, 5, permanent=True)
+    assert not health.answered(1, last=True)
+    assert health.permanent
+
+
 def test_a_wrong_password_outweighs_a_failure_that_was_counted_and_is_tried_once_a_minute_by_all_engines_together() -> None:
     health = PathHealth(0.0)
     fail(health, 2, 3)

@@ -7,6 +7,7 @@ compares what the sink logged as accepted, before it replied, with what the ledg
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -209,11 +210,16 @@ def message_id(content: bytes) -> str:
     return (message_from_bytes(content)["Message-ID"] or "").strip()
 
 
-async def sentences(pool: Pool, redis_url: str) -> dict[str, tuple[str, str]]:
-    """What `sluice status` says of each delivery server: name -> (state, sentence)."""
+async def sentences(pool: Pool, redis_url: str, after: float = 0.0) -> dict[str, tuple[str, str]]:
+    """What `sluice status` says of each delivery server: name -> (state, sentence); from heartbeats behind `after` (POSIX seconds)."""
     client = batch_queue.connect(redis_url, 5.0)
     try:
-        return {server.name: (server.state, server.sentence) for server in (await status.gather(pool, client)).delivery_servers}
+        async with asyncio.timeout(machines.PATIENCE_SECONDS):
+            found = await status.gather(pool, client)
+            while any(engine.at <= after for engine in found.engines):
+                await asyncio.sleep(0.1)
+                found = await status.gather(pool, client)
+        return {server.name: (server.state, server.sentence) for server in found.delivery_servers}
     finally:
         await client.aclose()
 
@@ -253,7 +259,7 @@ async def play(machine: Machine, database_url: str, faults: Sequence[Fault], sec
     try:
         campaigns = {(fault.name, mode): await add_campaign(pool, fault, mode, sink.port) for fault in faults for mode in fault.modes}
         await end_of(pool, list(campaigns.values()), seconds)
-        words = await sentences(pool, machine.environment["SLUICE_REDIS_URL"])
+        words = await sentences(pool, machine.environment["SLUICE_REDIS_URL"], time.time())  # the last ones may be of before the end
         copies = accepted(sink.log)
         return {key: await verdict(pool, campaign, copies, words.get(" ".join(key), ("no", "word"))) for key, campaign in campaigns.items()}
     except (AssertionError, OSError, asyncpg.PostgresError) as error:

@@ -113,6 +113,12 @@ async def test_a_connection_too_many_is_noted_and_the_others_go_on(machine: Mach
     found.must_hold()
     assert set(found.kinds.values()) == {"d"}
 
+    async def nothing_to_send() -> bool:
+        state, sentence = (await sentences(pool, machine.environment["SLUICE_REDIS_URL"]))["crowded data"]
+        return (state, sentence) == ("idle", "nothing to send")
+
+    await until(nothing_to_send, "no alarm once its connections have ended", 30.0, machine)
+
 
 async def test_a_server_that_ends_each_connection_after_some_messages_costs_nobody_an_attempt(machine: Machine, pool: Pool) -> None:
     sink = await start_sink(machine, "sink", (), "--max-messages-per-connection", "7")
