@@ -8,7 +8,7 @@ from bench.measure import Goal, Row
 SOURCE: Final = "smtp-source -d -s 20, C, constant"
 FLOOR: Final = "floor, C, constant, DATA, 20 connections"
 ENGINE: Final = "engine, DATA, 20 connections"
-SIGNATURE: Final = "one RSA-2048 signature by OpenSSL, alone"
+SIGNATURE: Final = "one RSA-2048 signature by OpenSSL"
 LANES: Final = "engine, DATA, signed RSA-2048, 8 lanes"
 OPENSSL: Final = "engine, DATA, signed RSA-2048, OpenSSL"
 LANES_TWO: Final = "2 engines, DATA, signed RSA-2048, 8 lanes"
