@@ -343,14 +343,14 @@ class Signature:
         signed, cpu, wall = 0, 0.0, 0.0
         try:
             while not over.wait(self.EVERY_SECONDS) or not signed:
-                _signal(engines, signal.SIGSTOP)
+                measure.send_signal(engines, signal.SIGSTOP)
                 try:
                     began, used = time.perf_counter(), time.thread_time()
                     self._sign()
                     cpu, wall = cpu + time.thread_time() - used, wall + time.perf_counter() - began
                     signed += self.AT_ONCE
                 finally:
-                    _signal(engines, signal.SIGCONT)
+                    measure.send_signal(engines, signal.SIGCONT)
         finally:
             os.sched_setaffinity(0, cores)
         return Sample(messages=signed, seconds=wall, cpu_seconds=cpu)
@@ -359,12 +359,6 @@ class Signature:
         padding, prehashed, sign = PKCS1v15(), Prehashed(SHA256()), self._key.sign
         for number in range(self.AT_ONCE):
             sign(number.to_bytes(32, "big"), padding, prehashed)
-
-
-def _signal(pids: list[int], number: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def raise_file_limit(wanted: int) -> bool:

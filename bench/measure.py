@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import time
@@ -185,6 +186,13 @@ def pin(pid: int, wanted: Iterable[int]) -> None:
     for task in (_PROC / str(pid) / "task").iterdir() if (_PROC / str(pid)).exists() else ():
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(task.name), set(wanted))
+
+
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send it to each of them; a process that has ended is left alone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 # --- the machine --------------------------------------------------------------------------------------------------------------

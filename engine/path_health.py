@@ -72,7 +72,8 @@ class PathHealth:
 
         `last`: it has ended since and no other one is left. What failed beside it is over then, unless an operator has to mend it.
         """
-        if not self.failures or (connection <= self._failed_at and not (last and not self.permanent)):
+        over = self.since_failure(connection) or (last and not self.permanent)
+        if not self.failures or not over:
             return False
         self.failures, self.permanent, self.retry_at, self.failure = 0, False, 0.0, ""
         return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from bench import measure
 from bench.chaos.fault import Fault, Scene, Step
 from bench.chaos.load import free_octets
 from bench.chaos.proxy import Link, Weather
@@ -202,21 +203,12 @@ async def hang_postgres(scene: Scene) -> None:
     """SIGSTOP of all its processes."""
     processes = _postgres(scene).processes()
     scene.memory["processes"] = processes
-    for pid in reversed(processes):
-        _signal(pid, signal.SIGSTOP)
+    measure.send_signal(reversed(processes), signal.SIGSTOP)
 
 
 async def continue_postgres(scene: Scene) -> None:
     """SIGCONT."""
-    for pid in {*scene.memory["processes"], *_postgres(scene).processes()}:
-        _signal(pid, signal.SIGCONT)
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    import os
-
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+    measure.send_signal({*scene.memory["processes"], *_postgres(scene).processes()}, signal.SIGCONT)
 
 
 async def take_connections(scene: Scene) -> None:

@@ -215,11 +215,11 @@ async def sentences(pool: Pool, redis_url: str, after: float = 0.0) -> dict[str,
     client = batch_queue.connect(redis_url, 5.0)
     try:
         async with asyncio.timeout(machines.PATIENCE_SECONDS):
-            found = await status.gather(pool, client)
-            while any(engine.at <= after for engine in found.engines):
-                await asyncio.sleep(0.1)
+            while True:
                 found = await status.gather(pool, client)
-        return {server.name: (server.state, server.sentence) for server in found.delivery_servers}
+                if all(engine.at > after for engine in found.engines):
+                    return {server.name: (server.state, server.sentence) for server in found.delivery_servers}
+                await asyncio.sleep(0.1)
     finally:
         await client.aclose()
 
