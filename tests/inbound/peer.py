@@ -33,7 +33,8 @@ class Client:
         lines = []
         while True:
             try:
-                line = (await asyncio.wait_for(self.reader.readline(), 60)).decode()
+                async with asyncio.timeout(60):  # wait_for of Python 3.11 may swallow that whoever waits is cancelled
+                    line = (await self.reader.readline()).decode()
             except ConnectionResetError:
                 return ""
             if not line:
