@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -28,6 +27,7 @@ from domain.bounce import shipped_rules
 from domain.egress import DeliveryServer
 from domain.errors import ConfigurationError, Invalid, JournalError, SluiceError
 from engine import metrics, reload
+from engine.connect import own_name
 from engine.egress_path import EgressPath
 from engine.feeder import Feeder
 from engine.intake import Intake
@@ -152,6 +152,7 @@ class Engine:
         self.status = metrics.Status(self.id, self.node, self.turn, self.intake, self.feeder, self.paths, self._journal, self._trouble)
         if engine.metrics_port:
             metrics.serve(engine.metrics_port + self.slot, self.turn, self.paths, self.watchdog, self._ledger, self._journal, self._trouble)
+        self._ehlo_name = await own_name()
         await self._patiently("saying that this engine lives", self._seen)
         await self._patiently("reading the delivery servers", self._follow_egress)
         await self._patiently("reading the bounce patterns", self._follow_bounce_patterns)
@@ -348,7 +349,7 @@ class Engine:
                 refused[server.id] = f"delivery server {server.name}: its password cannot be opened with this installation's key: {error}"
                 continue
             if path is None:
-                self.paths[server.id] = EgressPath(server, password, self.turn, socket.getfqdn(), self._share)
+                self.paths[server.id] = EgressPath(server, password, self.turn, self._ehlo_name, self._share)
             else:
                 path.reconfigure(server, password, self._share)
         # A server that cannot be read any more goes on as it was; one that is gone ends

@@ -27,6 +27,7 @@ KEEPALIVE_IDLE_SECONDS = 60
 KEEPALIVE_INTERVAL_SECONDS = 15
 KEEPALIVE_PROBES = 4
 UNACKNOWLEDGED_SECONDS = 120  # written and not acknowledged for so long: the link is dead (TCP_USER_TIMEOUT)
+_OWN_NAME_SECONDS = 2.0
 _MAX_KEYWORDS = 100
 _HEARD_LIMIT = 65536
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
@@ -400,6 +401,15 @@ def _context(verify: bool) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+async def own_name() -> str:
+    """The full name of this machine, for EHLO; what it calls itself where no name server answers within two seconds."""
+    try:
+        async with asyncio.timeout(_OWN_NAME_SECONDS):
+            return await asyncio.to_thread(socket.getfqdn)
+    except TimeoutError:
+        return socket.gethostname()
 
 
 def _lacking() -> str:

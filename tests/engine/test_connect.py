@@ -6,6 +6,7 @@ import errno
 import resource
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from domain.egress import DeliveryServer, DeliveryServerLimits
 from domain.errors import ConnectFailed
 from engine import connect as connect_module
-from engine.connect import Connected, connect
+from engine.connect import Connected, connect, own_name
 from ext.smtp_session import STAGE_CONTENT, Message, Outcome, SmtpSession
 from tests.peers import DROP, HANG, HONEST, RESET, Peer, Script
 
@@ -431,3 +432,18 @@ async def test_a_cancelled_attempt_leaves_no_socket() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await closed(peer)
+
+
+async def test_a_machine_whose_name_servers_are_silent_says_what_it_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def full_name() -> str:
+        answered.wait(60)
+        return "mx.sender.example"
+
+    monkeypatch.setattr(socket, "getfqdn", full_name)
+    monkeypatch.setattr(connect_module, "_OWN_NAME_SECONDS", 0.05)
+    assert await own_name() == socket.gethostname()
+    answered.set()
+    monkeypatch.setattr(connect_module, "_OWN_NAME_SECONDS", 60.0)
+    assert await own_name() == "mx.sender.example"
