@@ -12,10 +12,8 @@ import argparse
 import asyncio
 import contextlib
 import json
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -191,13 +189,8 @@ def main() -> int:
     parser.add_argument("--rate", type=int, default=1500, help="messages a second of the campaign; 0: as fast as it goes (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="sluice-bi-"))
-    directory.chmod(0o711)
-    try:
-        with embedded.resolve("embedded:", "embedded:", directory) as backends:
-            found = asyncio.run(run(backends, directory, seconds=options.seconds, clients=options.clients, rate=options.rate))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with end_to_end.private() as (backends, directory):
+        found = asyncio.run(run(backends, directory, seconds=options.seconds, clients=options.clients, rate=options.rate))
     if options.json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:

@@ -12,12 +12,9 @@ from the end of its leases (30 s, the default) until an engine of this node hold
 import argparse
 import asyncio
 import json
-import os
-import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -175,14 +172,8 @@ def main() -> int:
     parser.add_argument("--takeover", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
-    root.chmod(0o711)
-    os.environ.pop("SLUICE_CONFIG", None)
-    try:
-        with embedded.resolve("embedded:", "embedded:", root / "state") as backends:
-            found = asyncio.run(run(backends, root, options.runs, options.takeover))
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with end_to_end.private() as (backends, root):
+        found = asyncio.run(run(backends, root, options.runs, options.takeover))
     if options.json:
         print(json.dumps(found))
     else:

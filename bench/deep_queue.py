@@ -25,14 +25,14 @@ _FILL_SECONDS: Final = 3600.0
 _PATIENCE_SECONDS: Final = 120.0
 
 _RECIPIENTS: Final = """
-insert into {table} select $1, n, n, 'letter.' || n || '@shore' || n % 40 || '.example', json_build_object(
+insert into recipients select $1, n, n, 'letter.' || n || '@shore' || n % 40 || '.example', json_build_object(
     'first_name', ($3::text[])[n % cardinality($3::text[]) + 1], 'last_name', 'O’Brien-' || n % 5000,
     'city', ($4::text[])[n % cardinality($4::text[]) + 1], 'country', 'NO', 'plan', ($5::text[])[n % cardinality($5::text[]) + 1],
     'joined', '20' || 10 + n % 16 || '-03-' || 10 + n % 19, 'balance', round(n % 500000 / 100.0, 2) || ' €', 'favourite', 'fish & <chips>')
 from generate_series(1, $2::int) n
 """
 _BATCHES: Final = """
-insert into {table} (campaign_id, batch, first_number, last_number, done)
+insert into batches (campaign_id, batch, first_number, last_number, done)
 select $1, n + 1, n * $2 + 1, least((n + 1) * $2, $3), repeat('0', (least((n + 1) * $2, $3) - n * $2)::int)::varbit
 from generate_series(0, ($3::int - 1) / $2::int) n
 """
@@ -61,19 +61,17 @@ class DeepQueue:
         batch = feed.batch_size(recipients, Settings().engine.batch_recipients)
         async with transaction(self._bench.pool) as connection:
             campaign = await self._bench.insert_campaign(connection, self._case, server)
-            tables = await feed.make_partitions(connection, campaign)
+            await feed.make_room(connection, campaign)
             await connection.execute(
-                _RECIPIENTS.format(table=tables["recipients"]), campaign, recipients, list(newsletter.NAMES), list(newsletter.CITIES),
+                _RECIPIENTS, campaign, recipients, list(newsletter.NAMES), list(newsletter.CITIES),
                 list(newsletter.PLANS), timeout=_FILL_SECONDS,
             )  # fmt: skip
-            await connection.execute(_BATCHES.format(table=tables["batches"]), campaign, batch, recipients, timeout=_FILL_SECONDS)
-            await feed.attach_partitions(connection, campaign)
+            await connection.execute(_BATCHES, campaign, batch, recipients, timeout=_FILL_SECONDS)
             await connection.execute(
                 "update campaigns set recipients = $2, batches = $3, prepared_at = now(), state = 'running' where id = $1",
                 campaign, recipients, -(-recipients // batch),
             )  # fmt: skip
-        for table in (tables["recipients"], tables["batches"]):
-            await self._bench.pool.execute(f"analyze {table}", timeout=_FILL_SECONDS)
+            await feed.analyze_much(connection, campaign, recipients)  # before anybody sends: the first window counts from its start
         return campaign
 
     async def _windows(self, count: int) -> list[Sample]:

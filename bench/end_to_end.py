@@ -11,9 +11,11 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
+import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +31,7 @@ from control import machine
 from control.supervise import Child, Supervisor
 from domain.dkim import seal_context
 from domain.errors import Unavailable
-from store import accounting, batch_queue, dkim, migrate, postgres
+from store import accounting, batch_queue, dkim, embedded, migrate, postgres
 from store.embedded import Backends
 
 WARM_UP: Final = 2000
@@ -134,6 +136,10 @@ class Bench:
     def engine_pids(self) -> list[int]:
         """Process ids of the engines that run."""
         return list(self._engines.pids().values()) if self._engines is not None else []
+
+    def store_pids(self) -> list[int]:
+        """Process ids of PostgreSQL and Valkey: whatever runs under us and is no engine and no sink."""
+        return [pid for pid in measure.descendants(os.getpid()) if pid not in (*self.engine_pids(), *self._sink_pids(), os.getpid())]
 
     def pin(self) -> bool:
         """With one engine and two cores or more: the engine alone on the first, everything else on the others. Tells whether it did."""
@@ -250,7 +256,7 @@ class Bench:
         self.pin()
         before = await asyncio.to_thread(_counters, http)
         engines = self.engine_pids()
-        stores = [pid for pid in measure.descendants(os.getpid()) if pid not in (*engines, *self._sink_pids(), os.getpid())]
+        stores = self.store_pids()
         watch = measure.Watch()
         cpu, sink_cpu, store_cpu = measure.cpu_seconds(*engines), measure.cpu_seconds(sink), measure.cpu_seconds(*stores)
         campaigns = await self._send(case, server, case.recipients)
@@ -297,6 +303,19 @@ def _counters(http: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"http://{http}/api/v1/counters", timeout=10) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
+
+
+@contextlib.contextmanager
+def private() -> Iterator[tuple[Backends, Path]]:
+    """Stores of one's own in a directory of one's own, both gone at the end."""
+    directory = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
+    directory.chmod(0o711)  # private PostgreSQL runs as another user when we are root
+    os.environ.pop("SLUICE_CONFIG", None)
+    try:
+        with embedded.resolve("embedded:", "embedded:", directory) as backends:
+            yield backends, directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -83,13 +82,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "profile")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix="sluice-profile-"))
-    directory.chmod(0o711)
-    try:
-        with embedded.resolve("embedded:", "embedded:", directory) as backends:
-            asyncio.run(_load(backends, directory, chosen.out, chosen.window))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with end_to_end.private() as (backends, directory):
+        asyncio.run(_load(backends, directory, chosen.out, chosen.window))
     for name in sorted(os.listdir(chosen.out)):  # noqa: PTH208 - names are all that is wanted
         print(chosen.out / name)
     return 0

@@ -18,6 +18,7 @@ from asyncpg import BitString
 from domain import states
 from domain.campaign import CampaignTotals
 from domain.errors import Conflict, NotFound
+from store import leases
 from store.postgres import Pool, PooledConnection, connection, transaction
 
 Cursor: TypeAlias = tuple[int, int]  # (segment, offset); (0, 0) before anything was read
@@ -111,33 +112,31 @@ async def _move_cursor(conn: PooledConnection, journal: str, expected: Cursor, n
 
 async def _lock(conn: PooledConnection, batches: Iterable[BatchKey]) -> Progress:
     """Lock the rows of `batches` in the order of their keys, so that two ledgers never wait for each other in a circle."""
-    wanted: dict[int, list[int]] = {}
-    for campaign_id, batch in sorted(batches):
-        wanted.setdefault(campaign_id, []).append(batch)
-    progress: Progress = {}
-    for campaign_id, numbers in wanted.items():
-        for batch, done in await conn.fetch(
-            "select batch, done from batches where campaign_id = $1 and batch = any($2) order by batch for update", campaign_id, numbers
-        ):
-            progress[campaign_id, batch] = (bytearray(done.bytes), len(done))
-    return progress
+    keys = list(batches)
+    rows = await conn.fetch(
+        "select b.campaign_id, b.batch, b.done from unnest($1::bigint[], $2::int[]) as k(campaign_id, batch) "
+        "join batches b on b.campaign_id = k.campaign_id and b.batch = k.batch "
+        "where b.campaign_id = any($1) order by b.campaign_id, b.batch for update of b",
+        [key[0] for key in keys],
+        [key[1] for key in keys],
+    )
+    return {(campaign_id, batch): (bytearray(done.bytes), len(done)) for campaign_id, batch, done in rows}
 
 
 async def _settle(conn: PooledConnection, changed: Progress) -> None:
-    by_campaign: dict[int, list[tuple[int, BitString, bool]]] = {}
-    for (campaign_id, batch), (bits, count) in sorted(changed.items()):
-        full = int.from_bytes(bits).bit_count() == count
-        by_campaign.setdefault(campaign_id, []).append((batch, BitString.frombytes(bytes(bits), count), full))
-    for campaign_id, rows in by_campaign.items():
-        await conn.execute(
-            "update batches b set done = n.done, state = case when n.settled then 'settled' else b.state end, "
-            "owner = case when n.settled then null else b.owner end, "
-            "lease_until = case when n.settled then null else b.lease_until end "
-            "from unnest($2::int[], $3::varbit[], $4::boolean[]) as n(batch, done, settled) "
-            "where b.campaign_id = $1 and b.batch = n.batch",
-            campaign_id,
-            *map(list, zip(*rows, strict=True)),
-        )
+    if not changed:
+        return
+    await conn.execute(
+        "update batches b set done = n.done, state = case when n.settled then 'settled' else b.state end, "
+        "owner = case when n.settled then null else b.owner end, "
+        "lease_until = case when n.settled then null else b.lease_until end "
+        "from unnest($1::bigint[], $2::int[], $3::varbit[], $4::boolean[]) as n(campaign_id, batch, done, settled) "
+        "where b.campaign_id = any($1) and b.campaign_id = n.campaign_id and b.batch = n.batch",
+        [campaign_id for campaign_id, _ in changed],
+        [batch for _, batch in changed],
+        [BitString.frombytes(bytes(bits), count) for bits, count in changed.values()],
+        [int.from_bytes(bits).bit_count() == count for bits, count in changed.values()],
+    )
 
 
 async def _schedule(conn: PooledConnection, retries: list[tuple[int, int, int, int, int]]) -> None:
@@ -156,15 +155,17 @@ async def _schedule(conn: PooledConnection, retries: list[tuple[int, int, int, i
 
 
 async def _count(conn: PooledConnection, journal: str, totals: dict[int, list[int]]) -> None:
-    for campaign_id, counts in sorted(totals.items()):
-        await conn.execute(
-            f"insert into campaign_totals as t (campaign_id, journal, {', '.join(TOTALS_COLUMNS)}) "
-            "values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (campaign_id, journal) do update set "
-            + ", ".join(f"{name} = t.{name} + excluded.{name}" for name in TOTALS_COLUMNS),
-            campaign_id,
-            journal,
-            *counts,
-        )
+    if not totals:
+        return
+    columns = ", ".join(TOTALS_COLUMNS)
+    arrays = ", ".join(f"${number}::bigint[]" for number in range(2, 3 + len(TOTALS_COLUMNS)))
+    await conn.execute(
+        f"insert into campaign_totals as t (journal, campaign_id, {columns}) select $1, * from unnest({arrays}) order by 2 "
+        "on conflict (campaign_id, journal) do update set " + ", ".join(f"{name} = t.{name} + excluded.{name}" for name in TOTALS_COLUMNS),
+        journal,
+        list(totals),
+        *(list(counts) for counts in zip(*totals.values(), strict=True)),
+    )
 
 
 async def _chunks(parts: list[bytes]) -> AsyncIterator[bytes]:
@@ -179,9 +180,10 @@ async def release_owner(pool: Pool, engine_id: str) -> int:
     """Release every lease of a dead engine and mark it as stopped. Call when the ledger holds its journal. Returns batches."""
     async with transaction(pool) as conn:
         done = await conn.execute(
-            "update batches set owner = null, lease_until = null, state = 'pending' where owner = $1 and state = 'queued' "
-            "and campaign_id = any(array(select id from campaigns where finished_at is null))",
+            "update batches set owner = null, lease_until = null, state = 'pending' "
+            "where owner = $1 and state = 'queued' and campaign_id = any($2)",
             engine_id,
+            await leases.campaigns(conn),
         )
         await conn.execute("update engines set stopped_at = now() where id = $1 and stopped_at is null", engine_id)
         return int(done.rpartition(" ")[2])

@@ -17,6 +17,7 @@ _decode = msgspec.msgpack.Decoder(Batch).decode
 _decode_identity = msgspec.msgpack.Decoder(BatchIdentity).decode  # looks at no recipient
 
 RedisError = redis.exceptions.RedisError
+Queue = tuple[int, str]  # (delivery server, priority class)
 
 
 def connect(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
@@ -28,14 +29,24 @@ def connect(url: str, timeout_seconds: float) -> redis.asyncio.Redis:
     )
 
 
-async def length(client: redis.asyncio.Redis, delivery_server_id: int, priority_class: str) -> int:
-    """How many batches are announced and not taken."""
-    key = redis_keys.queue(delivery_server_id, priority_class)
-    try:
-        return int(await client.llen(key))
-    except redis.exceptions.ResponseError as error:
-        await _remove_foreign(client, key, error)
-        return 0
+async def lengths(client: redis.asyncio.Redis, queues: Iterable[Queue]) -> dict[Queue, int]:
+    """How many batches are announced and not taken, in each of `queues`; one round trip."""
+    keys = {queue: redis_keys.queue(*queue) for queue in queues}
+    if not keys:
+        return {}
+    async with client.pipeline(transaction=False) as pipeline:
+        for key in keys.values():
+            pipeline.llen(key)
+        found = await pipeline.execute(raise_on_error=False)
+    counts = dict.fromkeys(keys, 0)
+    for (queue, key), count in zip(keys.items(), found, strict=True):
+        if isinstance(count, redis.exceptions.ResponseError):
+            await _remove_foreign(client, key, count)
+        elif isinstance(count, Exception):
+            raise count
+        else:
+            counts[queue] = count
+    return counts
 
 
 async def _remove_foreign(client: redis.asyncio.Redis, key: str, error: redis.exceptions.ResponseError) -> None:
@@ -51,8 +62,8 @@ async def count_waiting(client: redis.asyncio.Redis, delivery_server_ids: Iterab
     return int(await client.exists(*keys)) if keys else 0
 
 
-async def which_waiting(client: redis.asyncio.Redis, delivery_server_ids: Iterable[int]) -> set[tuple[int, str]]:
-    """Those queues, as (delivery server, priority class); one round trip."""
+async def which_waiting(client: redis.asyncio.Redis, delivery_server_ids: Iterable[int]) -> set[Queue]:
+    """Those queues; one round trip."""
     queues = [(server, mail_class) for server in delivery_server_ids for mail_class in redis_keys.PRIORITY_CLASSES]
     async with client.pipeline(transaction=False) as pipeline:
         for queue in queues:

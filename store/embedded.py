@@ -36,7 +36,7 @@ SOCKET_PATH_LIMIT = 107  # sun_path of Linux, without the closing zero
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 
 # For one machine that sends in bulk: few long transactions, much COPY. Checkpoints are rare so that full-page writes are,
-# JIT costs more than it gives on short queries, partitions (four per campaign) need many locks.
+# JIT costs more than it gives on short queries, partitions (four for fifty campaigns) need many locks.
 POSTGRES_SETTINGS = {
     "shared_buffers": "256MB",
     "max_connections": "200",

@@ -7,7 +7,7 @@ import msgspec
 from domain.campaign import CampaignContent
 from domain.egress import DeliveryServer, DeliveryServerLimits, EgressConfig
 from domain.errors import NotFound
-from store import campaigns, dkim
+from store import campaigns, dkim, leases
 from store.postgres import Pool
 
 _ALIVE_SECONDS = 10  # an engine not seen for longer has no share of the limits
@@ -47,11 +47,11 @@ async def silent(pool: Pool, node: str, own_id: str, seconds: float) -> list[tup
     rows = await pool.fetch(
         "select e.id, e.journal_directory from engines e where e.node = $1 and e.id <> $2 and e.stopped_at is null "
         "and e.seen_at < now() - make_interval(secs => $3) and exists (select from batches b where b.owner = e.id "
-        "and b.state = 'queued' and b.lease_until < now() and b.campaign_id = any(array("
-        "select id from campaigns where state in ('preparing', 'running', 'paused', 'cancelling'))))",
+        "and b.state = 'queued' and b.lease_until < now() and b.campaign_id = any($4))",
         node,
         own_id,
         seconds,
+        await leases.campaigns(pool),
     )
     return [(row[0], row[1]) for row in rows]
 

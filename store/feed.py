@@ -5,6 +5,7 @@ a crash at any point. A batch goes pending -> queued -> settled; every recovery 
 is the one step queued -> pending, and announcing is the one way out of it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import cast
@@ -14,9 +15,14 @@ from asyncpg import BitString
 
 from domain import states
 from domain.campaign import Recipient
+from store import leases
 from store.postgres import Connection, Pool, PooledConnection
 
 FEEDER_LOCK = 0x51C1CE01  # pg advisory lock: who holds it is the feeder
+_PARTITION_LOCK = 0x51C1CE02  # pg advisory lock: who holds it makes a partition
+_LARGE_TABLES = ("recipients", "batches", "retries", "accounting")
+_CAMPAIGNS_PER_PARTITION = 50  # stands in schema 0022 as well
+_MANY_ROWS = 10_000
 _PREPARE_TIMEOUT_SECONDS = 3600.0
 _CANCEL_BATCHES_AT_ONCE = 25
 # A batch costs its engine two to three milliseconds, however many are in it; but all engines are to have a share of a campaign
@@ -64,28 +70,43 @@ async def active_campaigns(conn: Connection | PooledConnection) -> list[ActiveCa
     return [ActiveCampaign(*row) for row in rows]
 
 
-def _partitions(campaign_id: int) -> dict[str, str]:
-    return {name: f"{name}_c{int(campaign_id)}" for name in ("recipients", "batches", "retries", "accounting")}
+async def make_room(conn: Connection | PooledConnection, campaign_id: int) -> None:
+    """Make sure that the four large tables have a partition for a campaign. It holds those with neighbouring numbers, too.
 
-
-async def make_partitions(conn: Connection | PooledConnection, campaign_id: int) -> dict[str, str]:
-    """Create the four tables of a campaign, to be filled before `attach_partitions`; returns parent -> table."""
-    tables = _partitions(campaign_id)
-    for name, table in tables.items():
+    In a short transaction: until its end nobody else can make a partition. Readers and writers are not held up.
+    """
+    # not `to_regclass`: behind the lock it could still remember that there was none
+    there = "select exists (select from pg_class where relname = $1 and relnamespace = current_schema()::regnamespace)"
+    last, end = _partition(_LARGE_TABLES[-1], campaign_id), _partition_end(campaign_id)
+    if await conn.fetchval(there, last):
+        return
+    await conn.execute("select pg_advisory_xact_lock($1)", _PARTITION_LOCK)
+    if await conn.fetchval(there, last):
+        return
+    for name in _LARGE_TABLES:
+        partition = _partition(name, campaign_id)
         # batches are updated in place: room on each page keeps those updates off the indexes
         fill = " with (fillfactor = 50)" if name == "batches" else ""
-        await conn.execute(f"create table {table} (like {name} including defaults including constraints){fill}")
-        # with this check the attachment needs no scan of the rows
-        await conn.execute(f"alter table {table} add constraint {table}_only check (campaign_id = {int(campaign_id)})")
-    return tables
+        # `create table … partition of` would have to wait for everybody who reads the parent
+        await conn.execute(f"create table {partition} (like {name} including defaults including constraints){fill}")
+        await conn.execute(f"alter table {name} attach partition {partition} for values from ({end - _CAMPAIGNS_PER_PARTITION}) to ({end})")
 
 
-async def attach_partitions(conn: Connection | PooledConnection, campaign_id: int) -> None:
-    """Make them partitions, in the transaction that made them."""
-    for name, table in _partitions(campaign_id).items():
-        statement = f"alter table {name} attach partition {table} for values in ({int(campaign_id)})"
-        await conn.execute(statement, timeout=_PREPARE_TIMEOUT_SECONDS)
-        await conn.execute(f"alter table {table} drop constraint {table}_only")
+def _partition(table: str, campaign_id: int) -> str:
+    return f"{table}_below_{_partition_end(campaign_id)}"
+
+
+def _partition_end(campaign_id: int) -> int:
+    return (campaign_id // _CAMPAIGNS_PER_PARTITION + 1) * _CAMPAIGNS_PER_PARTITION
+
+
+async def analyze_much(conn: Connection | PooledConnection, campaign_id: int, rows: int) -> None:
+    """Tell the planner of many new rows. Autovacuum would, too, but a minute later and after the campaign has begun."""
+    partition = _partition("recipients", campaign_id)
+    known = await conn.fetchval("select reltuples from pg_class where oid = $1::text::regclass", partition)
+    if rows >= max(_MANY_ROWS, known / 10):
+        for table in (partition, _partition("batches", campaign_id)):
+            await conn.execute(f"analyze {table}", timeout=_PREPARE_TIMEOUT_SECONDS)
 
 
 def batch_size(count: int, most: int) -> int:
@@ -96,27 +117,29 @@ def batch_size(count: int, most: int) -> int:
 async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_recipients: int) -> int:
     """Number the recipients of a started campaign and cut them into batches of at most so many, in one transaction. Returns their number.
 
-    The partitions are filled before they are attached: the parents are locked for a moment only, and the indexes are built
-    once instead of being kept up row by row. Whatever state the campaign got meanwhile (paused, cancelling) is kept.
+    Whatever state the campaign got meanwhile (paused, cancelling) is kept.
     """
     timeout = _PREPARE_TIMEOUT_SECONDS
     async with conn.transaction():
-        if await conn.fetchval("select prepared_at is not null from campaigns where id = $1", campaign_id):
+        await make_room(conn, campaign_id)
+    async with conn.transaction():
+        campaign = await conn.fetchrow("select list_id, prepared_at from campaigns where id = $1", campaign_id)
+        if campaign is None or campaign["prepared_at"] is not None:
             return 0
-        tables = await make_partitions(conn, campaign_id)
         data = "with_opt_in(s.data, s.subscription_ip, s.subscribed_at)" if await _tells_opt_in(conn, campaign_id) else "s.data"
         inserted = await conn.execute(
-            f"insert into {tables['recipients']} "
-            f"select $1, row_number() over (order by s.id), s.id, s.email, {data} from subscribers s, campaigns c "
-            "where c.id = $1 and s.list_id = c.list_id and s.state = 'subscribed' order by s.id",
+            "insert into recipients "
+            f"select $1, row_number() over (order by s.id), s.id, s.email, {data} from subscribers s "
+            "where s.list_id = $2 and s.state = 'subscribed' order by s.id",
             campaign_id,
+            campaign["list_id"],  # a value and no join: how a list is best read depends on how large it is
             timeout=timeout,
         )
         count = int(inserted.rpartition(" ")[2])
         size = batch_size(count, batch_recipients)
         batches = -(-count // size)
         await conn.execute(
-            f"insert into {tables['batches']} (campaign_id, batch, first_number, last_number, done) "
+            "insert into batches (campaign_id, batch, first_number, last_number, done) "
             "select $1, n + 1, n * $2 + 1, least((n + 1) * $2, $3), repeat('0', (least((n + 1) * $2, $3) - n * $2)::int)::varbit "
             "from generate_series(0, $4::int - 1) n",
             campaign_id,
@@ -125,7 +148,6 @@ async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_r
             batches,
             timeout=timeout,
         )
-        await attach_partitions(conn, campaign_id)
         await conn.execute(
             "update campaigns set recipients = $2, batches = $3, prepared_at = now(), "
             "state = case when state = 'preparing' then 'running' else state end where id = $1",
@@ -133,8 +155,7 @@ async def prepare(conn: Connection | PooledConnection, campaign_id: int, batch_r
             count,
             batches,
         )
-    for table in (tables["recipients"], tables["batches"]):
-        await conn.execute(f"analyze {table}", timeout=timeout)
+    await analyze_much(conn, campaign_id, count)
     return count
 
 
@@ -146,6 +167,16 @@ async def _tells_opt_in(conn: Connection | PooledConnection, campaign_id: int) -
         campaign_id,
     )
     return bool(found)
+
+
+async def with_pending(conn: Connection | PooledConnection, campaigns: Sequence[int]) -> set[int]:
+    """Those of `campaigns` that have a batch to announce."""
+    rows = await conn.fetch(
+        "select id from unnest($1::bigint[]) as c(id) "
+        "where exists (select from batches b where b.campaign_id = any($1) and b.campaign_id = c.id and b.state = 'pending')",
+        campaigns,
+    )
+    return {row[0] for row in rows}
 
 
 async def announce(conn: Connection | PooledConnection, campaign_id: int, limit: int) -> list[Announcement]:
@@ -218,30 +249,32 @@ async def database_time(conn: Connection | PooledConnection | Pool) -> datetime:
 
 async def call_back_ended_leases(
     conn: Connection | PooledConnection,
-    campaign_id: int,
+    campaigns: Sequence[int],
     *,
     as_of: datetime,
     silent_seconds: float = 0.0,
     grace_seconds: float = 0.0,
     spared: Sequence[str] = (),
-) -> int:
+) -> Counter[int]:
     """Make batches pending again whose lease ended more than `grace_seconds` before `as_of`, if their engine is gone.
+
+    Returns how many of each campaign.
 
     A living engine gives its leases back itself, after its ledger has caught up; one that was seen within `silent_seconds` before
     `as_of` lives. `spared`: engines whose journal somebody is about to read. `as_of` is an earlier answer of `database_time` and
     not the statement's own time: PostgreSQL may have stood still in between, and then every engine looks silent.
     """
-    done = await conn.execute(
+    rows = await conn.fetch(
         "update batches b set state = 'pending', owner = null, lease_until = null "
-        "where b.campaign_id = $1 and b.state = 'queued' and b.lease_until < $2::timestamptz - make_interval(secs => $4) "
-        f"and b.owner <> all($5::text[]) and {_GONE}",
-        campaign_id,
+        "where b.campaign_id = any($1) and b.state = 'queued' and b.lease_until < $2::timestamptz - make_interval(secs => $4) "
+        f"and b.owner <> all($5::text[]) and {_GONE} returning b.campaign_id",
+        campaigns,
         as_of,
         silent_seconds,
         grace_seconds,
-        list(spared),
+        spared,
     )
-    return int(done.rpartition(" ")[2])
+    return Counter(row[0] for row in rows)
 
 
 async def call_back_of(pool: Pool, engine_id: str, *, as_of: datetime, grace_seconds: float = 0.0) -> int:
@@ -252,11 +285,11 @@ async def call_back_of(pool: Pool, engine_id: str, *, as_of: datetime, grace_sec
     """
     done = await pool.execute(
         "update batches set state = 'pending', owner = null, lease_until = null "
-        "where owner = $1 and state = 'queued' and lease_until < $2::timestamptz - make_interval(secs => $3) "
-        "and campaign_id = any(array(select id from campaigns where finished_at is null))",
+        "where owner = $1 and state = 'queued' and lease_until < $2::timestamptz - make_interval(secs => $3) and campaign_id = any($4)",
         engine_id,
         as_of,
         grace_seconds,
+        await leases.campaigns(pool),
     )
     return int(done.rpartition(" ")[2])
 
@@ -271,20 +304,41 @@ async def withdraw(conn: Connection | PooledConnection, campaign_id: int, batche
 
 
 async def call_back_announced(
-    conn: Connection | PooledConnection, campaign_id: int, older_than_seconds: float, *, before: datetime | None = None
+    conn: Connection | PooledConnection, campaigns: Sequence[int], older_than_seconds: float, *, before: datetime | None = None
 ) -> int:
     """Make batches pending again that were announced but never leased: Redis lost them, or an engine died with them in hand.
 
     `before`: only those announced before that moment, because the queue still holds what was announced later.
     """
     done = await conn.execute(
-        "update batches set state = 'pending' where campaign_id = $1 and state = 'queued' and owner is null "
+        "update batches set state = 'pending' where campaign_id = any($1) and state = 'queued' and owner is null "
         "and announced_at <= now() - make_interval(secs => $2) and ($3::timestamptz is null or announced_at < $3)",
-        campaign_id,
+        campaigns,
         older_than_seconds,
         before,
     )
     return int(done.rpartition(" ")[2])
+
+
+async def with_due_retries(conn: Connection | PooledConnection, campaigns: Sequence[int]) -> set[int]:
+    """Those of `campaigns` that have a deferred recipient whose time has come."""
+    rows = await conn.fetch(
+        "select id from unnest($1::bigint[]) as c(id) "
+        "where exists (select from retries r where r.campaign_id = any($1) and r.campaign_id = c.id and r.due_at <= now())",
+        campaigns,
+    )
+    return {row[0] for row in rows}
+
+
+async def without_work(conn: Connection | PooledConnection, campaigns: Sequence[int]) -> set[int]:
+    """Those of `campaigns` that have neither an open batch nor a retry just now: `finish` may end them."""
+    rows = await conn.fetch(
+        "select id from unnest($1::bigint[]) as c(id) "
+        "where not exists (select from batches b where b.campaign_id = any($1) and b.campaign_id = c.id and b.state <> 'settled') "
+        "and not exists (select from retries r where r.campaign_id = any($1) and r.campaign_id = c.id)",
+        campaigns,
+    )
+    return {row[0] for row in rows}
 
 
 async def batch_due_retries(conn: Connection | PooledConnection, campaign_id: int, batch_recipients: int) -> int:
@@ -320,6 +374,15 @@ async def batch_due_retries(conn: Connection | PooledConnection, campaign_id: in
                 part,
             )
         return len(rows)
+
+
+async def count_announced(conn: Connection | PooledConnection, campaigns: Sequence[int]) -> dict[int, int]:
+    """How many batches of each of `campaigns` are announced and leased to nobody: in their queue, in somebody's hands, or lost."""
+    rows = await conn.fetch(
+        "select campaign_id, count(*) from batches where campaign_id = any($1) and state = 'queued' and owner is null group by campaign_id",
+        campaigns,
+    )
+    return {row[0]: row[1] for row in rows}
 
 
 async def announced_at(conn: Connection | PooledConnection, campaign_id: int, batch: int) -> datetime | None:

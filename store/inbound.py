@@ -109,7 +109,7 @@ async def sent(pool: Pool, user_id: int, campaign_id: int, number: int, *, timeo
     async with connection(pool, timeout_seconds=timeout_seconds) as conn:
         row = await conn.fetchrow(
             "select r.number, r.subscriber_id, r.email, r.data::text as data, c.delivery_server_id, ("
-            "select extract(epoch from b.queued_at)::float8 from batches b where b.campaign_id = c.id and b.queued_at is not null "
+            "select extract(epoch from b.queued_at)::float8 from batches b where b.campaign_id = $2 and b.queued_at is not null "
             "and (b.numbers is null and r.number between b.first_number and b.last_number or r.number = any(b.numbers)) "
             "order by b.attempt, b.batch limit 1) as composed_at "
             "from campaigns c join recipients r on r.campaign_id = c.id "

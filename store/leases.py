@@ -10,7 +10,7 @@ gone (`feed.call_back_ended_leases`). Only then is the batch granted again.
 
 from asyncpg import BitString
 
-from store.postgres import Pool
+from store.postgres import Pool, PooledConnection
 
 Key = tuple[int, int]  # (campaign_id, batch)
 Grant = tuple[int, int, int]  # (campaign_id, batch, epoch): one lease, never given twice
@@ -20,11 +20,12 @@ _BATCHES = "unnest($2::bigint[], $3::int[]) as k(campaign_id, batch)"
 _GRANTS = "unnest($2::bigint[], $3::int[], $4::int[]) as k(campaign_id, batch, epoch)"
 _FREE = "state = 'pending', owner = null, lease_until = null"
 # Rows are locked in key order, as the ledger locks them, so that the two never wait for each other in a circle.
+# The campaigns are named once more as a plain list, from which PostgreSQL sees which partitions it need not even open.
 _LOCKED = (
     "with mine as (select b.campaign_id, b.batch from {keys} "
     "join batches b on b.campaign_id = k.campaign_id and b.batch = k.batch {join} "
-    "where b.state = 'queued' and {which} order by b.campaign_id, b.batch for update of b) "
-    "update batches b set {change} from mine where b.campaign_id = mine.campaign_id and b.batch = mine.batch "
+    "where b.campaign_id = any($2) and b.state = 'queued' and {which} order by b.campaign_id, b.batch for update of b) "
+    "update batches b set {change} from mine where b.campaign_id = any($2) and b.campaign_id = mine.campaign_id and b.batch = mine.batch "
 )
 _GRANT = (
     _LOCKED.format(
@@ -42,13 +43,17 @@ _EXTEND = (
 _HAND_BACK = _LOCKED.format(keys=_GRANTS, join="", which="b.owner = $1 and b.epoch = k.epoch", change=_FREE)
 _GIVE_UP = _LOCKED.format(keys=_BATCHES, join="", which="(b.owner = $1 or b.owner is null)", change=_FREE)
 _ENDED = (
-    "select campaign_id, batch, epoch from batches where owner = $1 and state = 'queued' and lease_until < now() "
-    "and campaign_id = any(array(select id from campaigns where state in ('preparing', 'running', 'paused', 'cancelling')))"
+    "select campaign_id, batch, epoch from batches where owner = $1 and state = 'queued' and lease_until < now() and campaign_id = any($2)"
 )
 
 
 def _columns(keys: list[Key]) -> tuple[list[int], list[int]]:
     return [key[0] for key in keys], [key[1] for key in keys]
+
+
+async def campaigns(conn: Pool | PooledConnection) -> list[int]:
+    """Those of which batches can be leased at all. A statement that names them opens their partitions only."""
+    return [row[0] for row in await conn.fetch("select id from campaigns where state in ('preparing', 'running', 'paused', 'cancelling')")]
 
 
 async def grant(pool: Pool, owner: str, keys: list[Key], seconds: float, *, again: bool = False) -> dict[Key, tuple[int, BitString]]:
@@ -85,4 +90,4 @@ async def give_up(pool: Pool, owner: str, keys: list[Key]) -> None:
 
 async def ended(pool: Pool, owner: str) -> list[Grant]:
     """The leases `owner` still has in the table although they have ended."""
-    return [(row[0], row[1], row[2]) for row in await pool.fetch(_ENDED, owner)]
+    return [(row[0], row[1], row[2]) for row in await pool.fetch(_ENDED, owner, await campaigns(pool))]

@@ -238,8 +238,7 @@ async def _open(conn: PooledConnection, target: Target) -> None:
         month,
     )
     if campaign_id is not None:
-        await feed.make_partitions(conn, campaign_id)
-        await feed.attach_partitions(conn, campaign_id)
+        await feed.make_room(conn, campaign_id)
 
 
 async def get(conn: PooledConnection, user_id: int | None, message_id: int) -> Message:

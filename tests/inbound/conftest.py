@@ -8,6 +8,7 @@ import pytest
 from config.keys import Keyring
 from domain import links, return_path
 from inbound.handling import Keys
+from store import feed
 from store.postgres import Pool
 
 
@@ -77,6 +78,6 @@ async def world(pool: Pool) -> World:
             list_id,
             server,
         )
-        await conn.execute(f"create table recipients_{campaign} partition of recipients for values in ({campaign})")
+        await feed.make_room(conn, campaign)
         await conn.execute("insert into recipients values ($1, 1, $2, 'Ada@reader.example', '{}')", campaign, subscriber)
     return World(Keyring(bytes(range(32))), user, list_id, campaign, subscriber, "Ada@reader.example")

@@ -113,7 +113,6 @@ async def test_a_report_of_delivery_resets_the_count(office: Office, world: Worl
 async def test_a_delivery_by_an_engine_resets_the_count(office: Office, world: World) -> None:
     campaign = world.campaign_id
     await forward_campaign(office, 6)
-    await office.pool.execute(f"create table accounting_{campaign} partition of accounting for values in ({campaign})")
     await office.pool.execute("update campaigns set started_at = now()")
     for number in (1, 2):
         await office.take(mails.dsn(world, number=number, **SOFT), to=world.return_path(number=number))

@@ -12,7 +12,7 @@ def batch(number: int) -> Batch:
 
 async def test_batches_come_out_as_they_went_in_and_in_order(redis: Redis) -> None:
     await batch_queue.push(redis, "marketing", [batch(1), batch(2), batch(3)])
-    assert await batch_queue.length(redis, 3, "marketing") == 3
+    assert await batch_queue.lengths(redis, [(3, "marketing"), (4, "marketing")]) == {(3, "marketing"): 3, (4, "marketing"): 0}
     assert await batch_queue.take(redis, 3, "marketing", 2) == ([batch(1), batch(2)], 0)
     assert await batch_queue.take(redis, 3, "marketing", 2) == ([batch(3)], 0)
     assert await batch_queue.take(redis, 3, "marketing", 2) == ([], 0)

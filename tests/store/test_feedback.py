@@ -1,15 +1,15 @@
 """Rates of what came back, and a recipient's state after a report."""
 
-from store import accounting, campaigns, feedback
-from store.postgres import Pool, connection
+from store import accounting, campaigns, feed, feedback
+from store.postgres import Pool, connection, transaction
 from tests.store import seed
 
 
 async def sent(pool: Pool) -> int:
     """A campaign of three: two delivered, one refused; then one report of failure and one complaint."""
     campaign = await seed.campaign(pool, recipients=3, state="running")
-    for table in ("recipients", "accounting", "batches", "retries"):
-        await pool.execute(f"create table {table}_{campaign} partition of {table} for values in ({campaign})")
+    async with transaction(pool) as conn:
+        await feed.make_room(conn, campaign)
     await pool.execute(
         "insert into recipients select $1, row_number() over (order by id), id, email, '{}' from subscribers where list_id = "
         "(select list_id from campaigns where id = $1)",

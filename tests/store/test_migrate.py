@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from domain.errors import ConfigurationError, Unavailable
-from store import migrate, postgres
+from store import feed, migrate, postgres
 
 FIRST = (
     "-- one\n-- depends:\n\n-- migrate: apply\ncreate table a (n int); -- has; a semicolon\ninsert into a values (1);\n\n"
@@ -58,6 +58,34 @@ async def test_a_file_that_fails_leaves_nothing_and_can_be_repeated(empty_databa
     await connection.close()
     directory_with(tmp_path, n0001_one=FIRST)
     assert await migrate.apply(empty_database_url, directory=directory) == ["0001_one"]
+
+
+async def test_campaigns_of_an_older_version_keep_their_rows_and_their_neighbours_find_room(empty_database_url, tmp_path):
+    before = {path.stem: path for path in migrate.SCHEMA_DIRECTORY.glob("*.sql") if path.stem < "0022"}
+    for name, path in before.items():
+        (tmp_path / f"{name}.sql").write_bytes(path.read_bytes())
+    await migrate.apply(empty_database_url, directory=tmp_path)
+    connection = await postgres.connect(empty_database_url)
+    old = (3, 7, 49, 120, 121)
+    for campaign in old:
+        for table in ("recipients", "batches", "retries", "accounting"):
+            await connection.execute(f"create table {table}_c{campaign} partition of {table} for values in ({campaign})")
+        await connection.execute("insert into recipients values ($1, 1, 5, 'a@people.example', '{}')", campaign)
+    await migrate.apply(empty_database_url)
+    drafts = (1, 5, 8, 48, 50, 99, 100, 119, 122, 149, 150)
+    for campaign in drafts:
+        async with connection.transaction():
+            await feed.make_room(connection, campaign)
+        await connection.execute("insert into recipients values ($1, 1, 5, 'b@people.example', '{}')", campaign)
+    rows = await connection.fetch("select campaign_id, tableoid::regclass::text as name from recipients order by 1")
+    assert [row["campaign_id"] for row in rows] == sorted(old + drafts)
+    assert {row["name"] for row in rows} == {
+        "recipients_below_50", "recipients_c7", "recipients_c49", "recipients_below_100", "recipients_below_150", "recipients_c121",
+        "recipients_below_200",
+    }  # fmt: skip
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute("insert into recipients values (7, 1, 5, 'twice@people.example', '{}')")
+    await connection.close()
 
 
 async def test_the_schema_of_a_newer_version_is_refused(empty_database_url, tmp_path):
