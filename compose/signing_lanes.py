@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
@@ -32,6 +31,7 @@ _PREHASHED: Final = Prehashed(SHA256())
 _ALGORITHMS: Final = {1024: 0, 2048: 1}
 _NEEDED: Final = ("libintlc.so.5", "libirng.so", "libimf.so", "libsvml.so")  # in the order in which they need each other
 _DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")  # SHA-256, RFC 8017 §9.2
+_EXPONENT: Final = 65537  # the only one the library raises a signature to without being told
 
 _EightPointers = ctypes.c_void_p * LANES
 
@@ -39,53 +39,50 @@ _EightPointers = ctypes.c_void_p * LANES
 class LaneKey:
     """An RSA key as crypto_mb takes it: its parts as little-endian words, the same in all lanes. `repr` shows no key."""
 
-    __slots__ = ("_parts", "bits", "octets", "padding", "pointers", "public")
+    __slots__ = ("_parts", "bits", "modulus", "octets", "padding", "pointers")
 
     def __init__(self, private: rsa.RSAPrivateKey) -> None:
         numbers = private.private_numbers()
         self.bits = private.key_size
         self.octets = self.bits // 8
-        self.public = private.public_key()
         self.padding = b"\x00\x01" + b"\xff" * (self.octets - 3 - len(_DIGEST_INFO) - 32) + b"\x00" + _DIGEST_INFO
         half = self.octets // 2
-        self._parts = [
-            ctypes.create_string_buffer(value.to_bytes(half, "little"), half)
-            for value in (numbers.p, numbers.q, numbers.dmp1, numbers.dmq1, numbers.iqmp)
-        ]
-        self.pointers = [_EightPointers(*[ctypes.addressof(part)] * LANES) for part in self._parts]
+        parts = [(value, half) for value in (numbers.p, numbers.q, numbers.dmp1, numbers.dmq1, numbers.iqmp)]
+        parts.append((numbers.public_numbers.n, self.octets))
+        self._parts = [ctypes.create_string_buffer(value.to_bytes(octets, "little"), octets) for value, octets in parts]
+        *self.pointers, self.modulus = [_EightPointers(*[ctypes.addressof(part)] * LANES) for part in self._parts]
 
 
 class Lanes:
-    """The library, loaded and tried out."""
+    """The library, loaded and tried out: `sign` is its function for private keys in their parts, `verify` that for public ones."""
 
-    def __init__(self, function: Any, sizes: frozenset[int]) -> None:
+    def __init__(self, sign: Any, verify: Any, sizes: frozenset[int]) -> None:
         self.sizes = sizes
-        self._function = function
+        self._sign = sign
+        self._verify = verify
         self._lock = threading.Lock()  # the buffers are shared and the call lets other threads run
-        self._in = ctypes.create_string_buffer(LANES * 512)
-        self._out = ctypes.create_string_buffer(LANES * 512)
-        # octets of a key -> where its eight messages stand, and where their signatures come
+        self._in, self._out, self._back = (ctypes.create_string_buffer(LANES * 512) for _ in range(3))
+        starts = [ctypes.addressof(buffer) for buffer in (self._in, self._out, self._back)]
+        # octets of a key -> where its eight messages stand, where their signatures come, and what these turn back into
         self._places = {
-            size: [_EightPointers(*range(start, start + LANES * size, size)) for start in map(ctypes.addressof, (self._in, self._out))]
-            for size in (bits // 8 for bits in sizes)
+            size: [_EightPointers(*range(start, start + LANES * size, size)) for start in starts] for size in (bits // 8 for bits in sizes)
         }
-        self._rounds = 0
         self._failed = False
 
     def takes(self, private: rsa.RSAPrivateKey) -> bool:
-        """Whether keys of this size can be signed with here: both primes must be half as long as the key."""
+        """Whether such a key can be signed with here: both primes must be half as long as it, the public exponent the usual one."""
         bits = private.key_size
         if self._failed or bits not in self.sizes:
             return False
         numbers = private.private_numbers()
-        return numbers.p.bit_length() == numbers.q.bit_length() == bits // 2
+        return numbers.p.bit_length() == numbers.q.bit_length() == bits // 2 and numbers.public_numbers.e == _EXPONENT
 
     def sign(self, key: LaneKey, digests: list[bytes]) -> list[bytes]:
         """The signatures of the first of these SHA-256 hashes, in order; those that are left over are for another way to sign.
 
-        Left over are the last one or two, if so many do not fill a round, and all when the library has failed. One signature of each
-        round is verified, each lane in its turn. A wrong one switches the lanes off for good: a signature made by a faulty
-        processor can give the key away, and must not be sent.
+        Left over are the last one or two, if so many do not fill a round, and all when the library has failed. Every signature is
+        verified, in lanes as well: all eight for little more than OpenSSL takes for one. A wrong one switches the lanes off for good: a
+        signature made by a faulty processor can give the key away, and must not be sent.
         """
         signatures: list[bytes] = []
         with self._lock:
@@ -103,18 +100,18 @@ class Lanes:
 
     def _round(self, key: LaneKey, digests: list[bytes]) -> list[bytes] | None:
         size = key.octets
-        ctypes.memmove(self._in, key.padding + key.padding.join(digests), LANES * size)
-        if self._function(*self._places[size], *key.pointers, key.bits, None, None) != 0:
+        total = LANES * size
+        messages, signatures, back = self._places[size]
+        padded = key.padding + key.padding.join(digests)
+        ctypes.memmove(self._in, padded, total)
+        if (
+            self._sign(messages, signatures, *key.pointers, key.bits, None, None) != 0
+            or self._verify(signatures, back, key.modulus, key.bits, None, None) != 0
+            or ctypes.string_at(self._back, total) != padded
+        ):
             return None
-        text = ctypes.string_at(self._out, LANES * size)
-        made = [text[at : at + size] for at in range(0, LANES * size, size)]
-        self._rounds += 1
-        sample = self._rounds % LANES
-        try:
-            key.public.verify(made[sample], digests[sample], _PADDING, _PREHASHED)
-        except InvalidSignature:
-            return None
-        return made
+        text = ctypes.string_at(self._out, total)
+        return [text[at : at + size] for at in range(0, total, size)]
 
 
 def _paths() -> list[Path] | None:
@@ -143,18 +140,20 @@ def load() -> Lanes | None:
         library = None
         for path in paths:
             library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        function, lanes_for = library.mbx_rsa_private_crt_mb8, library.mbx_get_algo_info  # type: ignore[union-attr]
+        sign, verify = library.mbx_rsa_private_crt_mb8, library.mbx_rsa_public_mb8  # type: ignore[union-attr]
+        lanes_for = library.mbx_get_algo_info  # type: ignore[union-attr]
     except (OSError, AttributeError) as error:
         log.warning("ipp-crypto is installed but cannot be used; OpenSSL signs", reason=str(error))
         return None
-    function.restype = ctypes.c_uint32
-    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    for function, pointers in ((sign, 7), (verify, 3)):
+        function.restype = ctypes.c_uint32
+        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     lanes_for.restype = ctypes.c_int64
     lanes_for.argtypes = [ctypes.c_int]
     sizes = frozenset(bits for bits, algorithm in _ALGORITHMS.items() if lanes_for(algorithm) & LANES)
     if not sizes:
         return None
-    lanes = Lanes(function, sizes)
+    lanes = Lanes(sign, verify, sizes)
     for bits in sizes:
         private = rsa.generate_private_key(65537, bits)
         digests = [bytes([number]) * 32 for number in range(LANES)]

@@ -47,32 +47,61 @@ cdef extern from *:
     #if defined(__x86_64__) && defined(__GNUC__)
     #include <immintrin.h>
     #include <cpuid.h>
-    __attribute__((target("sha,sse4.1,ssse3")))
-    static void sluice_block_sha(uint32_t *h, const unsigned char *p) {
-        const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL);
+    #define SLUICE_SHA __attribute__((unused, target("sha,sse4.1,ssse3")))
+    typedef struct { __m128i s0, s1, m[4]; } sluice_lane;   /* ABEF, CDGH, the sixteen words in use */
+
+    SLUICE_SHA static inline void sluice_lane_begin(sluice_lane *l, const uint32_t *h) {
         __m128i t = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i*)h), 0xB1);           /* CDAB */
-        __m128i s1 = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i*)(h + 4)), 0x1B);    /* EFGH */
-        __m128i s0 = _mm_alignr_epi8(t, s1, 8);                                            /* ABEF */
-        __m128i m[4], keep0, keep1, x;
+        __m128i u = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i*)(h + 4)), 0x1B);     /* EFGH */
+        l->s0 = _mm_alignr_epi8(t, u, 8);
+        l->s1 = _mm_blend_epi16(u, t, 0xF0);
+    }
+    SLUICE_SHA static inline void sluice_lane_words(sluice_lane *l, const unsigned char *p) {
+        const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL);
         int i;
-        s1 = _mm_blend_epi16(s1, t, 0xF0);                                                 /* CDGH */
-        keep0 = s0; keep1 = s1;
         for (i = 0; i < 4; i++)
-            m[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(p + 16*i)), swap);
-        for (i = 0; i < 16; i++) {
-            x = _mm_add_epi32(m[i & 3], _mm_loadu_si128((const __m128i*)(sluice_k + 4*i)));
-            s1 = _mm_sha256rnds2_epu32(s1, s0, x);
-            s0 = _mm_sha256rnds2_epu32(s0, s1, _mm_shuffle_epi32(x, 0x0E));
-            if (i < 12)   /* the words of round i + 4 take the place of those of round i */
-                m[i & 3] = _mm_sha256msg2_epu32(
-                    _mm_add_epi32(_mm_sha256msg1_epu32(m[i & 3], m[(i + 1) & 3]), _mm_alignr_epi8(m[(i + 3) & 3], m[(i + 2) & 3], 4)),
-                    m[(i + 3) & 3]);
+            l->m[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(p + 16*i)), swap);
+    }
+    SLUICE_SHA static inline void sluice_lane_rounds(sluice_lane *l, int i) {   /* four of them, i of sixteen times */
+        __m128i *m = l->m, x = _mm_add_epi32(m[i & 3], _mm_loadu_si128((const __m128i*)(sluice_k + 4*i)));
+        l->s1 = _mm_sha256rnds2_epu32(l->s1, l->s0, x);
+        l->s0 = _mm_sha256rnds2_epu32(l->s0, l->s1, _mm_shuffle_epi32(x, 0x0E));
+        if (i < 12)   /* the words of round i + 4 take the place of those of round i */
+            m[i & 3] = _mm_sha256msg2_epu32(
+                _mm_add_epi32(_mm_sha256msg1_epu32(m[i & 3], m[(i + 1) & 3]), _mm_alignr_epi8(m[(i + 3) & 3], m[(i + 2) & 3], 4)),
+                m[(i + 3) & 3]);
+    }
+    SLUICE_SHA static inline void sluice_lane_end(const sluice_lane *l, uint32_t *h) {
+        __m128i t = _mm_shuffle_epi32(l->s0, 0x1B), u = _mm_shuffle_epi32(l->s1, 0xB1);    /* FEBA, DCHG */
+        _mm_storeu_si128((__m128i*)h, _mm_blend_epi16(t, u, 0xF0));                        /* DCBA */
+        _mm_storeu_si128((__m128i*)(h + 4), _mm_alignr_epi8(u, t, 8));                     /* HGFE */
+    }
+    SLUICE_SHA static void sluice_blocks_sha(uint32_t *h, const unsigned char *p, size_t blocks) {
+        sluice_lane l, before;
+        int i;
+        for (sluice_lane_begin(&l, h); blocks; blocks--, p += 64) {
+            before = l;
+            sluice_lane_words(&l, p);
+            _Pragma("GCC unroll 16")
+            for (i = 0; i < 16; i++) sluice_lane_rounds(&l, i);
+            l.s0 = _mm_add_epi32(l.s0, before.s0); l.s1 = _mm_add_epi32(l.s1, before.s1);
         }
-        s0 = _mm_add_epi32(s0, keep0); s1 = _mm_add_epi32(s1, keep1);
-        t = _mm_shuffle_epi32(s0, 0x1B);                                                   /* FEBA */
-        s1 = _mm_shuffle_epi32(s1, 0xB1);                                                  /* DCHG */
-        _mm_storeu_si128((__m128i*)h, _mm_blend_epi16(t, s1, 0xF0));                       /* DCBA */
-        _mm_storeu_si128((__m128i*)(h + 4), _mm_alignr_epi8(s1, t, 8));                    /* HGFE */
+        sluice_lane_end(&l, h);
+    }
+    /* Two texts side by side: a round waits for the one before it, so one text leaves half of the unit idle */
+    SLUICE_SHA static void sluice_pairs_sha(uint32_t *h, const unsigned char *p, uint32_t *g, const unsigned char *q, size_t blocks) {
+        sluice_lane l, r, left, right;
+        int i;
+        sluice_lane_begin(&l, h); sluice_lane_begin(&r, g);
+        for (; blocks; blocks--, p += 64, q += 64) {
+            left = l; right = r;
+            sluice_lane_words(&l, p); sluice_lane_words(&r, q);
+            _Pragma("GCC unroll 16")
+            for (i = 0; i < 16; i++) { sluice_lane_rounds(&l, i); sluice_lane_rounds(&r, i); }
+            l.s0 = _mm_add_epi32(l.s0, left.s0); l.s1 = _mm_add_epi32(l.s1, left.s1);
+            r.s0 = _mm_add_epi32(r.s0, right.s0); r.s1 = _mm_add_epi32(r.s1, right.s1);
+        }
+        sluice_lane_end(&l, h); sluice_lane_end(&r, g);
     }
     static int sluice_has_sha(void) {
         unsigned a, b, c, d;
@@ -80,15 +109,23 @@ cdef extern from *:
         return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1u << 29));
     }
     #else
-    #define sluice_block_sha sluice_block_plain
+    static void sluice_blocks_sha(uint32_t *h, const unsigned char *p, size_t blocks) { (void)h; (void)p; (void)blocks; }
+    static void sluice_pairs_sha(uint32_t *h, const unsigned char *p, uint32_t *g, const unsigned char *q, size_t blocks) {
+        (void)h; (void)p; (void)g; (void)q; (void)blocks;
+    }
     static int sluice_has_sha(void) { return 0; }
     #endif
 
     static int sluice_sha = -1;
-    static inline void sluice_block(uint32_t *h, const unsigned char *p, int plain) {
+    static inline int sluice_fast(int plain) {
         if (sluice_sha < 0) sluice_sha = sluice_has_sha();
-        if (sluice_sha && !plain) sluice_block_sha(h, p); else sluice_block_plain(h, p);
+        return sluice_sha && !plain;
     }
+    static inline void sluice_blocks(uint32_t *h, const unsigned char *p, size_t blocks, int plain) {
+        if (sluice_fast(plain)) sluice_blocks_sha(h, p, blocks);
+        else for (; blocks; blocks--, p += 64) sluice_block_plain(h, p);
+    }
+    static inline void sluice_block(uint32_t *h, const unsigned char *p, int plain) { sluice_blocks(h, p, 1, plain); }
 
     static inline void sluice_hmac_key(sluice_hmac *s, const unsigned char *key, size_t n, int plain) {   /* n <= 64 */
         unsigned char pad[64];
@@ -108,19 +145,7 @@ cdef extern from *:
         memcpy(last, text, rest);
         last[rest] = 0x80;
         for (i = 0; i < 8; i++) last[size - 1 - i] = (unsigned char)((uint64_t)(n + before) * 8 >> 8*i);
-        sluice_block(h, last, plain);
-        if (size == 128) sluice_block(h, last + 64, plain);
-    }
-
-    static inline void sluice_sha256(const unsigned char *text, size_t n, unsigned char *out) {
-        uint32_t h[8];
-        size_t i;
-        memcpy(h, sluice_start, 32);
-        for (i = 0; i + 64 <= n; i += 64) sluice_block(h, text + i, 0);
-        sluice_end(h, text + i, n, 0, 0);
-        for (i = 0; i < 8; i++) {
-            out[4*i] = h[i] >> 24; out[4*i+1] = h[i] >> 16; out[4*i+2] = h[i] >> 8; out[4*i+3] = h[i];
-        }
+        sluice_blocks(h, last, size / 64, plain);
     }
 
     static inline void sluice_words(const uint32_t *h, unsigned char *out) {   /* 32 octets, most significant first */
@@ -130,10 +155,31 @@ cdef extern from *:
         }
     }
 
+    /* The hash of what follows n octets at text whose first blocks h has seen already */
+    static inline void sluice_sha256_rest(uint32_t *h, const unsigned char *text, size_t n, size_t blocks, unsigned char *out) {
+        sluice_blocks(h, text + 64 * blocks, n / 64 - blocks, 0);
+        sluice_end(h, text + (n & ~(size_t)63), n, 0, 0);
+        sluice_words(h, out);
+    }
+    static inline void sluice_sha256(const unsigned char *text, size_t n, unsigned char *out) {
+        uint32_t h[8];
+        memcpy(h, sluice_start, 32);
+        sluice_sha256_rest(h, text, n, 0, out);
+    }
+    static inline void sluice_sha256_pair(
+        const unsigned char *first, size_t n, unsigned char *out, const unsigned char *second, size_t k, unsigned char *other
+    ) {
+        uint32_t h[8], g[8];
+        size_t both = sluice_fast(0) ? (n < k ? n : k) / 64 : 0;
+        memcpy(h, sluice_start, 32); memcpy(g, sluice_start, 32);
+        if (both) sluice_pairs_sha(h, first, g, second, both);
+        sluice_sha256_rest(h, first, n, both, out);
+        sluice_sha256_rest(g, second, k, both, other);
+    }
+
     static inline void sluice_hmac_text(const sluice_hmac *s, const unsigned char *text, size_t n, unsigned char *out) {
         uint32_t h[8];
         unsigned char block[64];
-        size_t i;
         memcpy(h, s->inner, 32);
         if (n <= 55) {   /* nearly every token: one block, without the length of any text */
             memset(block + n, 0, 64 - n);
@@ -142,8 +188,8 @@ cdef extern from *:
             block[62] = (unsigned char)((64 + n) * 8 >> 8); block[63] = (unsigned char)((64 + n) * 8);
             sluice_block(h, block, s->plain);
         } else {
-            for (i = 0; i + 64 <= n; i += 64) sluice_block(h, text + i, s->plain);
-            sluice_end(h, text + i, n, 64, s->plain);
+            sluice_blocks(h, text, n / 64, s->plain);
+            sluice_end(h, text + (n & ~(size_t)63), n, 64, s->plain);
         }
         memset(block + 32, 0, 32);
         sluice_words(h, block);
@@ -160,3 +206,6 @@ cdef extern from *:
     void hmac_key "sluice_hmac_key"(HmacKey* state, const unsigned char* key, size_t length, int plain) noexcept
     void hmac_text "sluice_hmac_text"(const HmacKey* state, const unsigned char* text, size_t length, unsigned char* out) noexcept
     void sha256 "sluice_sha256"(const unsigned char* text, size_t length, unsigned char* out) noexcept nogil
+    void sha256_pair "sluice_sha256_pair"(
+        const unsigned char* first, size_t length, unsigned char* out,
+        const unsigned char* second, size_t other_length, unsigned char* other_out) noexcept nogil

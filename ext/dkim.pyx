@@ -11,7 +11,10 @@ from libc.stdlib cimport free
 from libc.string cimport memchr, memcmp, memcpy
 
 from ext.body cimport Wire, begin, let_go, put, put_bytes, reserve
-from ext.digest cimport sha256
+from ext.digest cimport sha256, sha256_pair
+
+cdef extern from "<string.h>" nogil:
+    void* memmem(const void* text, size_t length, const void* wanted, size_t wanted_length)
 
 HASH_OCTETS = 32
 BASE64_LINE = 72  # characters of a signature on one line
@@ -225,11 +228,14 @@ cdef class Fields:
         made of fields, a ValueError stands among the fields, and there are no hashes of it.
         """
         cdef list hashes = [[] for _ in self.sizes], fields = []
+        cdef bytes body_hashes = self.body_hashes(messages)
+        cdef const unsigned char* body_hash = <const unsigned char*>PyBytes_AS_STRING(body_hashes)
         for message in messages:
             try:
-                fields.append(self.unfinished(message, timestamp, hashes))
+                fields.append(self.unfinished(message, timestamp, body_hash, hashes))
             except ValueError as error:
                 fields.append(error)
+            body_hash += 32
         return hashes, fields
 
     def complete(self, list messages not None, list fields not None, list signatures not None) -> list:
@@ -249,14 +255,14 @@ cdef class Fields:
                 answers.append(field)
         return answers
 
-    cdef list unfinished(self, bytes message, unsigned long long timestamp, list hashes):
+    cdef list unfinished(self, bytes message, unsigned long long timestamp, const unsigned char* body_hash, list hashes):
         """The fields of one message up to the signatures; its hashes are appended, one to those of each key."""
         cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(message)
         cdef Py_ssize_t length = len(message), at = 0, line = 0, covered
         cdef const unsigned char* found
         cdef Field[FIELDS] fields
         cdef int count = 0, each
-        cdef unsigned char[32] digest, body_hash
+        cdef unsigned char[32] digest
         cdef bint from_seen = False
         cdef list made = []
         cdef bytes names, stamp
@@ -307,7 +313,6 @@ cdef class Fields:
             self.name(<const unsigned char*>_NAMES[each].text, _NAMES[each].length)
         names = PyBytes_FromStringAndSize(<const char*>self.field.data, self.field.length)
 
-        self.hash_body(text + at, length - at, body_hash)
         stamp = b"%d" % timestamp
         covered = self.header.length
         for each in range(len(self.sizes)):
@@ -361,14 +366,34 @@ cdef class Fields:
         self.field.column += <int>length
         return 0
 
-    cdef int hash_body(self, const unsigned char* text, Py_ssize_t length, unsigned char* digest) except -1:
-        if not _is_relaxed(text, length):
-            self.body.length = 0
-            _put_relaxed_body(&self.body, text, length)
-            text = self.body.data
-            length = self.body.length
-        sha256(text, _without_empty_end(text, length), digest)
-        return 0
+    cdef bytes body_hashes(self, list messages):
+        """The SHA-256 hashes of their relaxed bodies, one behind the other. Bodies that are relaxed as they stand are hashed in pairs."""
+        cdef bytes message, made = PyBytes_FromStringAndSize(NULL, 32 * len(messages))
+        cdef unsigned char* digest = <unsigned char*>PyBytes_AS_STRING(made)
+        cdef const unsigned char* text
+        cdef const unsigned char* found
+        cdef const unsigned char* waiting = NULL
+        cdef unsigned char* digest_of_waiting = NULL
+        cdef Py_ssize_t length, length_of_waiting = 0
+        for message in messages:
+            text = <const unsigned char*>PyBytes_AS_STRING(message)
+            length = len(message)
+            found = <const unsigned char*>memmem(text, length, b"\r\n\r\n", 4)
+            found = text + length if found == NULL else found + 4  # a header without an end is refused by `unfinished`
+            length -= found - text
+            if not _is_relaxed(found, length):
+                self.body.length = 0
+                _put_relaxed_body(&self.body, found, length)
+                sha256(self.body.data, _without_empty_end(self.body.data, self.body.length), digest)
+            elif waiting == NULL:
+                waiting, length_of_waiting, digest_of_waiting = found, _without_empty_end(found, length), digest
+            else:
+                sha256_pair(waiting, length_of_waiting, digest_of_waiting, found, _without_empty_end(found, length), digest)
+                waiting = NULL
+            digest += 32
+        if waiting != NULL:
+            sha256(waiting, length_of_waiting, digest_of_waiting)
+        return made
 
 
 def relaxed_header(bytes field not None) -> bytes:
