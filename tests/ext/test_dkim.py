@@ -83,7 +83,7 @@ def test_bodies_hashed_side_by_side_get_the_hashes_they_have_alone(group):
     # Two bodies go through the processor together, however long each is; those that need the relaxed form first do not take part
     bodies = [(bytes([97 + at % 26]) * size + b" " * wide + b"\r\n") for at, (size, wide) in enumerate(group)]
     _, fields = dkim.Fields([KEY]).prepare([HEADER + b"\r\n" + text for text in bodies], 7)
-    assert [tag(field, b"bh") for [field] in fields] == [
+    assert [tag(made[0], b"bh") for made in fields if not isinstance(made, ValueError)] == [
         base64.b64encode(hashlib.sha256(Relaxed.canonicalize_body(text)).digest()) for text in bodies
     ]
 
