@@ -168,7 +168,7 @@ async def bench_ledger(messages: int, directory: Path, url: str) -> dict[str, fl
     journal.close(remove=True)
     async with pool.acquire() as conn:
         for name in ("recipients", "batches", "retries", "accounting"):
-            await conn.execute(f"drop table {name}_c{int(campaign)}")
+            await conn.execute(f"delete from {name} where campaign_id = $1", campaign, timeout=600)
         for table in ("campaigns", "subscribers", "lists", "delivery_servers"):
             await conn.execute(f"delete from {table} where user_id = $1", user, timeout=600)
         await conn.execute("delete from users where id = $1", user)
