@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from bench import end_to_end, measure, newsletter
+from bench import end_to_end, measure
 from bench.end_to_end import Bench, Case
 from config.settings import Settings
 from control import machine
@@ -65,12 +65,8 @@ class StartBench(Bench):
 
     async def campaign(self, server: int) -> int:
         """Start one; nobody has numbered its recipients yet."""
-        return int(
-            await self._pool.fetchval(
-                end_to_end._INSERT, self._user, CASE.name, await self._list(_RECIPIENTS), server, newsletter.SUBJECT, newsletter.FROM_NAME,
-                newsletter.FROM_EMAIL, newsletter.TEXT, newsletter.HTML,
-            )
-        )  # fmt: skip
+        async with self.pool.acquire() as connection:
+            return await self.insert_campaign(connection, CASE, server, recipients=_RECIPIENTS)
 
     async def forget(self) -> None:
         """What is left of the campaigns is nobody's."""

@@ -31,7 +31,7 @@ _PREHASHED: Final = Prehashed(SHA256())
 _ALGORITHMS: Final = {1024: 0, 2048: 1}
 _NEEDED: Final = ("libintlc.so.5", "libirng.so", "libimf.so", "libsvml.so")  # in the order in which they need each other
 _DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")  # SHA-256, RFC 8017 §9.2
-_EXPONENT: Final = 65537  # the only one the library raises a signature to without being told
+_EXPONENT: Final = 65537  # the only one its function for public keys knows
 
 _EightPointers = ctypes.c_void_p * LANES
 

@@ -113,6 +113,8 @@ async def _move_cursor(conn: PooledConnection, journal: str, expected: Cursor, n
 async def _lock(conn: PooledConnection, batches: Iterable[BatchKey]) -> Progress:
     """Lock the rows of `batches` in the order of their keys, so that two ledgers never wait for each other in a circle."""
     keys = list(batches)
+    if not keys:
+        return {}
     rows = await conn.fetch(
         "select b.campaign_id, b.batch, b.done from unnest($1::bigint[], $2::int[]) as k(campaign_id, batch) "
         "join batches b on b.campaign_id = k.campaign_id and b.batch = k.batch "

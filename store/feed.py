@@ -25,6 +25,9 @@ _CAMPAIGNS_PER_PARTITION = 50  # stands in schema 0022 as well
 _MANY_ROWS = 10_000
 _PREPARE_TIMEOUT_SECONDS = 3600.0
 _CANCEL_BATCHES_AT_ONCE = 25
+# Of campaign c, one of those in $1: named as a plain list as well, from which PostgreSQL sees which partitions it need not even open
+_BATCHES_OF_IT = "select from batches b where b.campaign_id = any($1) and b.campaign_id = c.id"
+_RETRIES_OF_IT = "select from retries r where r.campaign_id = any($1) and r.campaign_id = c.id"
 # A batch costs its engine two to three milliseconds, however many are in it; but all engines are to have a share of a campaign
 _LEAST_RECIPIENTS = 500
 _SHARED_BATCHES = 32
@@ -171,12 +174,7 @@ async def _tells_opt_in(conn: Connection | PooledConnection, campaign_id: int) -
 
 async def with_pending(conn: Connection | PooledConnection, campaigns: Sequence[int]) -> set[int]:
     """Those of `campaigns` that have a batch to announce."""
-    rows = await conn.fetch(
-        "select id from unnest($1::bigint[]) as c(id) "
-        "where exists (select from batches b where b.campaign_id = any($1) and b.campaign_id = c.id and b.state = 'pending')",
-        campaigns,
-    )
-    return {row[0] for row in rows}
+    return await _those(conn, campaigns, f"exists ({_BATCHES_OF_IT} and b.state = 'pending')")
 
 
 async def announce(conn: Connection | PooledConnection, campaign_id: int, limit: int) -> list[Announcement]:
@@ -322,23 +320,16 @@ async def call_back_announced(
 
 async def with_due_retries(conn: Connection | PooledConnection, campaigns: Sequence[int]) -> set[int]:
     """Those of `campaigns` that have a deferred recipient whose time has come."""
-    rows = await conn.fetch(
-        "select id from unnest($1::bigint[]) as c(id) "
-        "where exists (select from retries r where r.campaign_id = any($1) and r.campaign_id = c.id and r.due_at <= now())",
-        campaigns,
-    )
-    return {row[0] for row in rows}
+    return await _those(conn, campaigns, f"exists ({_RETRIES_OF_IT} and r.due_at <= now())")
 
 
 async def without_work(conn: Connection | PooledConnection, campaigns: Sequence[int]) -> set[int]:
     """Those of `campaigns` that have neither an open batch nor a retry just now: `finish` may end them."""
-    rows = await conn.fetch(
-        "select id from unnest($1::bigint[]) as c(id) "
-        "where not exists (select from batches b where b.campaign_id = any($1) and b.campaign_id = c.id and b.state <> 'settled') "
-        "and not exists (select from retries r where r.campaign_id = any($1) and r.campaign_id = c.id)",
-        campaigns,
-    )
-    return {row[0] for row in rows}
+    return await _those(conn, campaigns, f"not exists ({_BATCHES_OF_IT} and b.state <> 'settled') and not exists ({_RETRIES_OF_IT})")
+
+
+async def _those(conn: Connection | PooledConnection, campaigns: Sequence[int], which: str) -> set[int]:
+    return {row[0] for row in await conn.fetch(f"select id from unnest($1::bigint[]) as c(id) where {which}", campaigns)}
 
 
 async def batch_due_retries(conn: Connection | PooledConnection, campaign_id: int, batch_recipients: int) -> int:
